@@ -1,0 +1,72 @@
+"""The machine: device, precision, threads, seeds, folders, logging. The only room that reads the environment.
+
+HANOK_HOME (default ~/.cache/hanok) holds what was pulled and what was computed once.
+"""
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger("hanok")
+
+
+def environment(name: str, default: str = "") -> str:
+    """An environment variable, trimmed."""
+    return os.environ.get(name, default).strip()
+
+
+def environment_with_prefix(prefix: str) -> dict[str, str]:
+    """All environment variables that begin with `prefix`, by their full name."""
+    return {name: value for name, value in os.environ.items() if name.startswith(prefix)}
+
+
+def home() -> Path:
+    """hanok's own folder: HANOK_HOME, else hanok in the user's cache folder."""
+    named = environment("HANOK_HOME")
+    if named:
+        return Path(named).expanduser()
+    return Path(environment("XDG_CACHE_HOME") or Path.home() / ".cache") / "hanok"
+
+
+def cache_dir(*parts: str) -> Path:
+    """A folder below `home`, made if it is not there."""
+    path = home().joinpath("cache", *parts)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def seed_everything(seed: int) -> None:
+    """Seeds Python's, NumPy's and torch's global generators."""
+    import numpy as np
+    import torch
+    random.seed(seed)
+    np.random.seed(seed % 2 ** 32)
+    torch.manual_seed(seed)
+
+
+def device(name: str = "auto") -> torch.device:
+    """The named device; `auto` is a CUDA device where there is one, else the CPU."""
+    import torch
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def interactive(stream=None) -> bool:
+    """Whether a person reads this stream (a terminal)."""
+    stream = stream or sys.stderr
+    return bool(getattr(stream, "isatty", lambda: False)())
+
+
+def peak_memory_bytes() -> int:
+    """The largest resident memory of this process so far, in bytes."""
+    import resource
+    kilo = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilo if sys.platform == "darwin" else kilo * 1024
