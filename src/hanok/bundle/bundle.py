@@ -1,0 +1,159 @@
+"""A model is a folder: weights, config, tokenizer, chat template, how it generates, where it comes from, and a card written from them.
+
+Train, evaluate, export and serve read nothing else, so what is served is what was trained. A bundle appears whole or not at all.
+"""
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+import hanok
+from hanok import report
+from hanok.bundle.weights import assign, parameters, read_folder, write_safetensors
+from hanok.config import from_dict, read_json, to_dict, write_json
+from hanok.disk import new_dir, read_text, sha256, write_text
+from hanok.errors import ConfigError, DataError
+from hanok.models import catalog
+from hanok.models.family import Family
+from hanok.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a model is asked: generation.json."""
+    stop_ids: tuple[int, ...] = ()                       # tokens that end an answer
+    start_ids: tuple[int, ...] = ()                      # what an encoder-decoder's decoder begins with
+    pad_id: int = 0                                      # what fills short rows
+    temperature: float = 0.0                             # 0: greedy
+    top_k: int = 0                                       # 0: all
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    add_special: bool = False                            # whether what is read gets [CLS], </s> or the like
+    pooling: Literal["mean", "first", "last"] = "mean"   # which hidden vectors make a text's embedding
+
+
+@dataclass
+class Bundle:
+    """A model with everything that it needs to be used."""
+    family: Family
+    config: Any
+    model: nn.Module
+    tokenizer: Tokenizer | None = None
+    chat_template: str | None = None
+    generation: Generation = field(default_factory=Generation)
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+
+FILES = ("config.json", "model.safetensors")
+
+
+def is_bundle(path: Path | str) -> bool:
+    """Whether the folder's config.json names a family."""
+    file = Path(path) / "config.json"
+    return file.is_file() and '"family"' in file.read_text(errors="replace")
+
+
+def read_bundle_config(path: Path | str) -> tuple[Family, Any]:
+    """The family and sizes of a bundle. HanokError says what a folder is when it is no bundle."""
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: there is no such bundle; make one with `hanok pull`, `hanok import` or `hanok pretrain`")
+    if path.is_file():
+        raise DataError(f"{path} is a file; a bundle is a folder: `hanok import {path} OUT` makes one of a GGUF file")
+    if not (path / "config.json").exists():
+        raise DataError(f"{path} is no bundle: it has no config.json")
+    data = read_json(path / "config.json")
+    if "family" not in data:
+        hint = f"`hanok import {path} OUT` makes a bundle of it" if "model_type" in data else "a bundle's config.json names one"
+        raise DataError(f"{path}/config.json names no family; {hint}")
+    family = catalog.family(str(data.pop("family")))
+    return family, from_dict(family.config, data, f"{path}/config.json")
+
+
+def empty_model(family: Family, config: Any) -> nn.Module:
+    """The model's structure without memory for its weights. ConfigError where sizes don't divide."""
+    with torch.device("meta"):
+        return family.build(config)
+
+
+def load_bundle(path: Path | str) -> Bundle:
+    """Opens a bundle; its weights are memory-mapped in the precision that they are stored in. HanokError names what is wrong with it."""
+    path = Path(path)
+    family, config = read_bundle_config(path)
+    model = empty_model(family, config)
+    assign(model, read_folder(path), str(path))
+    tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
+    vocab_size = model.get_submodule("embed.token").num_embeddings if hasattr(model, "embed") else None
+    if tokenizer is not None and vocab_size is not None and tokenizer.vocab_size > vocab_size:
+        raise ConfigError(f"{path}: tokenizer.json has {tokenizer.vocab_size} tokens, the model knows {vocab_size}; they are not of one model")
+    template = path / "chat_template.jinja"
+    generation = path / "generation.json"
+    manifest = path / "manifest.json"
+    return Bundle(
+        family, config, model.eval(), tokenizer, read_text(template) if template.exists() else None,
+        from_dict(Generation, read_json(generation), str(generation)) if generation.exists() else Generation(),
+        read_json(manifest) if manifest.exists() else {})
+
+
+def save_bundle(bundle: Bundle, out: Path | str) -> Path:
+    """Writes the bundle as a new folder `out`. DataError if it is not empty; nothing is left half-written."""
+    out = Path(out)
+    with new_dir(out) as folder:
+        write_files(bundle, folder, name=out.name)
+    return out
+
+
+def write_files(bundle: Bundle, folder: Path, name: str) -> None:
+    """The bundle's files, each in one piece, into an existing folder."""
+    write_safetensors(folder / "model.safetensors", parameters(bundle.model), {"family": bundle.family.name})
+    write_json(folder / "config.json", {"family": bundle.family.name, **to_dict(bundle.config)})
+    write_json(folder / "generation.json", to_dict(bundle.generation))
+    if bundle.tokenizer is not None:
+        bundle.tokenizer.save(folder / "tokenizer.json")
+    if bundle.chat_template is not None:
+        write_text(folder / "chat_template.jinja", bundle.chat_template)
+    bundle.manifest = {**bundle.manifest, "versions": versions(), "weights_sha256": sha256(folder / "model.safetensors")}
+    write_json(folder / "manifest.json", bundle.manifest)
+    write_text(folder / "README.md", card(bundle, name))
+
+
+def versions() -> dict[str, str]:
+    """What made a bundle."""
+    return {"hanok": hanok.__version__, "torch": torch.__version__, "python": platform.python_version()}
+
+
+def count_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters by part (embedding, attention, feed-forward, norms, head); a tied matrix counts once."""
+    parts = {"embedding": 0, "attention": 0, "feed-forward": 0, "norms": 0, "head": 0}
+    for name, parameter in model.named_parameters():
+        part = ("norms" if "norm" in name and "proj" not in name else "attention" if ".attention." in name or ".cross." in name
+                else "feed-forward" if ".ffn." in name else "head" if name.startswith(("head", "pooler", "next_sentence")) else "embedding")
+        parts[part] += parameter.numel()
+    return {part: n for part, n in parts.items() if n}
+
+
+def card(bundle: Bundle, name: str) -> str:
+    """The bundle's README.md, written from what it holds."""
+    manifest = bundle.manifest
+    n_parameters = sum(count_parameters(bundle.model).values())
+    sizes = {"parameters": report.count(n_parameters), **{k: v for k, v in to_dict(bundle.config).items() if isinstance(v, int | float)}}
+    usage = [f'hanok generate {name} --prompt "..."'] if bundle.family.kind != "encoder" else [f"hanok show {name}"]
+    if bundle.chat_template is not None:
+        usage.append(f"hanok chat {name}")
+    if bundle.family.objective == "causal":
+        usage.append(f"hanok score {name} --text FILE")
+    lineage = {k: v for k, v in manifest.items() if k not in ("metrics", "licence", "plot")}
+    return report.card(title=name, family=bundle.family.summary, sizes=sizes, metrics=manifest.get("metrics", {}), lineage=lineage, usage=usage,
+                       licence=manifest.get("licence"), plot=manifest.get("plot"))
+
+
+def check_tokenizer(bundle: Bundle, where: str) -> Tokenizer:
+    """The bundle's tokenizer. ConfigError where it has none."""
+    if bundle.tokenizer is None:
+        raise ConfigError(f"{where} has no tokenizer.json, and text is asked for; import it again from a folder that has one")
+    return bundle.tokenizer

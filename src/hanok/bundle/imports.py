@@ -1,0 +1,140 @@
+"""From the outer world to a bundle, and back: Hugging Face folders both ways, GGUF files in. `load_any` takes whatever a path turns out to be."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hanok.bundle import huggingface as hf
+from hanok.bundle.bundle import Bundle, Generation, empty_model, is_bundle, load_bundle, read_bundle_config
+from hanok.bundle.gguf import read_gguf
+from hanok.bundle.weights import assign, converted, read_folder, refuse_pickle, write_safetensors
+from hanok.config import read_json, write_json
+from hanok.disk import new_dir, read_text, sha256, write_text
+from hanok.errors import DataError
+from hanok.text.tokenizer import Tokenizer
+
+
+def load_any(path: Path | str) -> Bundle:
+    """A bundle from a bundle, a Hugging Face folder or a GGUF file, in fp32. HanokError says what a path is when it is none of these."""
+    path = Path(path)
+    if not path.exists():
+        raise DataError(f"{path}: there is no such file or folder; a bundle, a Hugging Face folder or a .gguf file was expected")
+    if path.is_dir():
+        if is_bundle(path):
+            return load_bundle(path)
+        if hf.folder_of(path):
+            return import_folder(path)
+        ggufs = sorted(path.glob("*.gguf"))
+        if len(ggufs) == 1:
+            return import_gguf(ggufs[0])
+        read_bundle_config(path)
+    refuse_pickle(path)
+    if path.suffix.lower() == ".gguf":
+        return import_gguf(path)
+    raise DataError(f"{path} is not a model; a bundle, a Hugging Face folder or a .gguf file was expected")
+
+
+def import_folder(path: Path) -> Bundle:
+    """A Hugging Face folder as a bundle, in fp32. ConfigError and WeightsError name whatever the family's table does not explain."""
+    data = read_json(path / "config.json")
+    family, table = hf.find_table(data, f"{path}/config.json")
+    tensors = read_folder(path)
+    config = hf.read_config(table, family, data, tensors, f"{path}/config.json")
+    model = empty_model(family, config)
+    ours = hf.read_weights(table, config, tensors, str(path))
+    assign(model, dict(converted(ours.items(), torch.float32)), str(path))
+    tokenizer, template = import_tokenizer(path)
+    return Bundle(family, config, model.eval(), tokenizer, template, import_generation(path, data, tokenizer),
+                  {"parent": {"format": "huggingface", "class": table.architecture, "weights_sha256": _hashes(path)}})
+
+
+def import_tokenizer(path: Path) -> tuple[Tokenizer | None, str | None]:
+    """The folder's tokenizer.json and chat template (its own file, or a string in tokenizer_config.json), where there are any."""
+    tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
+    if (path / "chat_template.jinja").exists():
+        return tokenizer, read_text(path / "chat_template.jinja")
+    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    template = settings.get("chat_template")
+    if isinstance(template, list):                                                    # several, by name
+        template = next((entry["template"] for entry in template if entry.get("name") == "default"), None)
+    return tokenizer, template
+
+
+def import_generation(path: Path, data: Mapping[str, Any], tokenizer: Tokenizer | None) -> Generation:
+    """How the model is asked, from generation_config.json, config.json and the tokenizer's end token."""
+    told = {**data, **(read_json(path / "generation_config.json") if (path / "generation_config.json").exists() else {})}
+    settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
+    stops = told.get("eos_token_id")
+    stop_ids = list(stops) if isinstance(stops, list) else [] if stops is None else [stops]
+    eos = settings.get("eos_token")
+    eos = eos.get("content") if isinstance(eos, dict) else eos
+    if tokenizer is not None and isinstance(eos, str) and tokenizer.id_of(eos) is not None and tokenizer.id_of(eos) not in stop_ids:
+        stop_ids.append(tokenizer.id_of(eos))
+    start = told.get("decoder_start_token_id")
+    pooling = path / "1_Pooling" / "config.json"
+    pooled = read_json(pooling) if pooling.exists() else {}
+    sampled = told.get("do_sample", False)
+    return Generation(
+        stop_ids=tuple(stop_ids), start_ids=() if start is None else (start,), pad_id=told.get("pad_token_id") or 0,
+        temperature=float(told.get("temperature") or 1.0) if sampled else 0.0, top_k=int(told.get("top_k") or 0) if sampled else 0,
+        top_p=float(told.get("top_p") or 1.0) if sampled else 1.0, repetition_penalty=float(told.get("repetition_penalty") or 1.0),
+        add_special=_adds_special(tokenizer),
+        pooling="first" if pooled.get("pooling_mode_cls_token") else "mean")
+
+
+def _adds_special(tokenizer: Tokenizer | None) -> bool:
+    """Whether the tokenizer frames a text with [CLS], </s> and the like, which models that read whole texts were trained with."""
+    return tokenizer is not None and tokenizer.encode("a", add_special=True) != tokenizer.encode("a")
+
+
+def import_gguf(path: Path) -> Bundle:
+    """A GGUF file as a bundle, dequantised to fp32."""
+    family, config, ours, tokenizer, metadata = read_gguf(path)
+    model = empty_model(family, config)
+    assign(model, ours, str(path))
+    eos = metadata.get("tokenizer.ggml.eos_token_id")
+    also = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
+    stop_ids = tuple(dict.fromkeys(i for i in (eos, *also) if i is not None))
+    return Bundle(family, config, model.eval(), tokenizer, metadata.get("tokenizer.chat_template"),
+                  Generation(stop_ids=stop_ids, pad_id=metadata.get("tokenizer.ggml.padding_token_id", 0)),
+                  {"parent": {"format": "gguf", "name": metadata.get("general.name", path.stem), "sha256": sha256(path)},
+                   **({"licence": metadata["general.license"]} if "general.license" in metadata else {})})
+
+
+def export_folder(bundle: Bundle, out: Path | str) -> Path:
+    """Writes a Hugging Face folder that `transformers` opens. ConfigError where no class of theirs can express the model."""
+    table = hf.writable(bundle.family, bundle.config)
+    out = Path(out)
+    with new_dir(out) as folder:
+        write_safetensors(folder / "model.safetensors", hf.write_weights(table, bundle.config, bundle.model))
+        config = hf.write_config(table, bundle.config)
+        generation, special = bundle.generation, {}
+        if generation.stop_ids:
+            special["eos_token_id"] = generation.stop_ids[0] if len(generation.stop_ids) == 1 else list(generation.stop_ids)
+        if generation.start_ids:
+            special["decoder_start_token_id"] = generation.start_ids[0]
+        special["pad_token_id"] = generation.pad_id
+        weights = next(bundle.model.parameters()).dtype
+        write_json(folder / "config.json", {**config, **special, "dtype": str(weights).removeprefix("torch.")})
+        if bundle.family.kind != "encoder":
+            sampled = generation.temperature > 0
+            write_json(folder / "generation_config.json", {
+                **special, "do_sample": sampled, **({"temperature": generation.temperature, "top_p": generation.top_p, "top_k": generation.top_k}
+                                                   if sampled else {})})
+        if bundle.tokenizer is not None:
+            bundle.tokenizer.save(folder / "tokenizer.json")
+            end = bundle.tokenizer.token(generation.stop_ids[0]) if generation.stop_ids else None
+            settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": bundle.config.max_seq_len,
+                        "clean_up_tokenization_spaces": False, **({"eos_token": end} if end else {})}
+            write_json(folder / "tokenizer_config.json", settings)
+        if bundle.chat_template is not None:
+            write_text(folder / "chat_template.jinja", bundle.chat_template)
+    return out
+
+
+def _hashes(path: Path) -> dict[str, str]:
+    return {file.name: sha256(file) for file in sorted(path.glob("*.safetensors"))}
+
