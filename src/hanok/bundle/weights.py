@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -139,16 +139,3 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
 def converted(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Floating-point tensors in `dtype`, others as they are."""
     return ((name, tensor.to(dtype) if tensor.is_floating_point() else tensor) for name, tensor in tensors)
-
-
-def adjacent(tensors: Sequence[Tensor]) -> Tensor | None:
-    """The matrices as one matrix of all their rows, without a copy, where they lie side by side in one storage; else None."""
-    first = tensors[0]
-    place = first.storage_offset()
-    for tensor in tensors:
-        same_storage = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
-        if not (same_storage and tensor.is_contiguous() and tensor.storage_offset() == place and tensor.dtype == first.dtype):
-            return None
-        place += tensor.numel()
-    rows = sum(tensor.size(0) for tensor in tensors)
-    return torch.as_strided(first, (rows, *first.shape[1:]), first.stride(), first.storage_offset())

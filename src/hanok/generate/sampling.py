@@ -1,0 +1,88 @@
+"""How the next token is chosen from logits: pure functions, applied in the order in which `transformers` applies them.
+
+Penalties first (repetition: CTRL, arXiv:1909.05858; presence and frequency: the OpenAI API's), then temperature, top-k, nucleus
+(arXiv:1904.09751), min-p (arXiv:2407.01082). Each row draws from a generator of its own, so that a neighbour in the batch changes nothing.
+V vocabulary.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hanok.contracts import Sampling
+from hanok.errors import RequestError
+
+FEW = 256
+"""Candidates that are sorted first when a nucleus is looked for; sorting a whole vocabulary costs milliseconds."""
+
+
+def check(sampling: Sampling) -> None:
+    """RequestError for a setting that no distribution can follow."""
+    for name, good, expected in (
+        ("temperature", sampling.temperature >= 0, "0 (greedy) or more"), ("top_k", sampling.top_k >= 0, "0 (all) or more"),
+        ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"), ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
+        ("repetition_penalty", sampling.repetition_penalty > 0, "above 0 (1 = off)"),
+    ):
+        if not good:
+            raise RequestError(f"{name} is {getattr(sampling, name)}; expected {expected}")
+
+
+def is_plain_greedy(sampling: Sampling) -> bool:
+    """Whether the likeliest token is all that is asked for."""
+    return sampling.temperature == 0 and sampling.repetition_penalty == 1 and sampling.presence_penalty == 0 and sampling.frequency_penalty == 0
+
+
+def penalise(logits: Tensor, sampling: Sampling, prompt_ids: Sequence[int], counts: Mapping[int, int]) -> Tensor:
+    """(V,) logits with the penalties for tokens of the prompt and of the answer (`counts`: token -> times)."""
+    if sampling.repetition_penalty != 1:
+        seen = torch.tensor(sorted({*prompt_ids, *counts}), device=logits.device)
+        values = logits[seen]
+        logits = logits.scatter(0, seen, torch.where(values < 0, values * sampling.repetition_penalty, values / sampling.repetition_penalty))
+    if counts and (sampling.presence_penalty or sampling.frequency_penalty):
+        seen, times = torch.tensor(list(counts), device=logits.device), torch.tensor(list(counts.values()), device=logits.device)
+        logits = logits.scatter_add(0, seen, -(sampling.presence_penalty + sampling.frequency_penalty * times).to(logits.dtype))
+    return logits
+
+
+def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Probabilities (N,) and token ids (N,) of the tokens that temperature, top_k, top_p and min_p leave, likeliest first."""
+    logits = logits.float() / sampling.temperature
+    wanted = min(sampling.top_k or logits.numel(), logits.numel())
+    probabilities, ids = logits.softmax(-1), None
+    if sampling.top_p < 1 or sampling.min_p > 0:
+        top, ids = probabilities.topk(min(FEW, wanted))
+        if wanted > FEW and not _enough(top, sampling):
+            top, ids = probabilities.topk(wanted)
+    else:
+        top, ids = probabilities.topk(wanted) if wanted < logits.numel() else (probabilities, torch.arange(wanted, device=logits.device))
+    if sampling.top_k:
+        top = top / (top.sum() if top.numel() == wanted else probabilities.topk(wanted).values.sum())
+    if sampling.top_p < 1:
+        before = top.cumsum(-1) - top
+        top, ids = top[before < sampling.top_p], ids[before < sampling.top_p]
+        top = top / top.sum()
+    if sampling.min_p > 0:
+        kept = top >= sampling.min_p * top.max()
+        top, ids = top[kept], ids[kept]
+    return top / top.sum(), ids
+
+
+def _enough(top: Tensor, sampling: Sampling) -> bool:
+    """Whether every token that could be kept is among these, the likeliest ones."""
+    return bool(sampling.top_p < 1 and not sampling.top_k and top.sum() >= sampling.top_p) or bool(top[-1] < sampling.min_p * top[0])
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator, prompt_ids: Sequence[int], counts: Mapping[int, int]) -> int:
+    """The next token's id, from (V,) logits."""
+    logits = penalise(logits, sampling, prompt_ids, counts)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    probabilities, ids = candidates(logits, sampling)
+    return int(ids[torch.multinomial(probabilities.cpu(), 1, generator=generator)])
+
+
+def generator_of(seed: int, index: int) -> torch.Generator:
+    """The random numbers of answer `index` of a request with this seed."""
+    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 1) % 2 ** 63)

@@ -1,0 +1,129 @@
+"""The same model, put together for inference on CPUs: one matrix for q, k and v, one for gate and up, and oneDNN's kernel for few rows.
+
+`F.linear` (MKL) streams the weights of a few rows at half of what the memory gives; oneDNN's kernel does not. It is a private operator, so it is
+looked for and `F.linear` stands behind it. Lowered modules share the weights of the model that they come from: matrices that lie side by side are
+viewed as one, others are copied. Tested equal to the plain modules, which stay the oracle. B batch, T positions, D d_model, H and G heads, K d_head.
+"""
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hanok.nn.attention import Append, SelfAttention, attend
+from hanok.nn.layers import GatedMLP
+from hanok.nn.masks import Frame
+from hanok.nn.position import rotate
+
+FEW_ROWS = 64
+"""Rows up to which oneDNN streams weights faster than `F.linear`."""
+
+
+def _has_one_dnn() -> bool:
+    try:
+        torch.ops.mkldnn._linear_pointwise(torch.ones(1, 8), torch.ones(8, 8), None, "none", [], "")
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+    return True
+
+
+class StreamLinear(nn.Module):
+    """A linear layer whose kernel is chosen by the number of rows: (...,in) -> (...,out)."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, one_dnn: bool):
+        super().__init__()
+        self.weight, self.bias, self.one_dnn = weight, bias, one_dnn
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.one_dnn and x.numel() <= FEW_ROWS * x.size(-1):
+            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return F.linear(x, self.weight, self.bias)
+
+
+class FusedSelfAttention(nn.Module):
+    """SelfAttention with one projection for queries, keys and values."""
+
+    def __init__(self, plain: SelfAttention, linear: Callable[[Sequence[nn.Linear]], StreamLinear]):
+        super().__init__()
+        self.qkv, self.out_proj = linear([plain.q_proj, plain.k_proj, plain.v_proj]), linear([plain.out_proj])
+        self.q_norm, self.k_norm = plain.q_norm, plain.k_norm
+        self.d_head, self.n_kv_heads, self.scale = plain.d_head, plain.n_kv_heads, plain.scale
+        self.n_heads = plain.q_proj.out_features // plain.d_head
+        self.normed = not isinstance(plain.q_norm, nn.Identity)
+
+    def forward(self, x: Tensor, frame: Frame, append: Append | None = None) -> Tensor:   # (B,T,D) -> (B,T,D)
+        qkv = self.qkv(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)            # (B,H+2G,T,K)
+        v = qkv[:, -self.n_kv_heads:]
+        q, k = self.positioned(qkv, frame.rotation)
+        if append is not None:
+            k, v = append(k, v)
+        return self.out_proj(attend(q, k, v, frame.mask, frame.is_causal, self.scale).transpose(1, 2).flatten(2))
+
+    def positioned(self, qkv: Tensor, rotation: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+        qk = qkv[:, :-self.n_kv_heads]                                                # (B,H+G,T,K): both turn in one go
+        if self.normed:
+            qk = torch.cat([self.q_norm(qk[:, :self.n_heads]), self.k_norm(qk[:, self.n_heads:])], 1)
+        if rotation is not None:
+            qk = rotate(qk, rotation)
+        return qk[:, :self.n_heads], qk[:, self.n_heads:]
+
+
+class FusedGatedMLP(nn.Module):
+    """GatedMLP with one projection for gate and up."""
+
+    def __init__(self, plain: GatedMLP, linear: Callable[[Sequence[nn.Linear]], StreamLinear]):
+        super().__init__()
+        self.gate_up, self.down, self.activation = linear([plain.gate, plain.up]), linear([plain.down]), plain.activation
+
+    def forward(self, x: Tensor) -> Tensor:                                           # (B,T,D) -> (B,T,D)
+        gate, up = self.gate_up(x).chunk(2, -1)
+        return self.down(self.activation(gate) * up)
+
+
+def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
+    """The matrices as one matrix of all their rows, without a copy, where they lie side by side in one storage; else None."""
+    first = tensors[0]
+    place = first.storage_offset()
+    for tensor in tensors:
+        same_storage = tensor.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same_storage and tensor.is_contiguous() and tensor.storage_offset() == place and tensor.dtype == first.dtype):
+            return None
+        place += tensor.numel()
+    return torch.as_strided(first, (sum(tensor.size(0) for tensor in tensors), *first.shape[1:]), first.stride(), first.storage_offset())
+
+
+def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    """All rows as one tensor: a view where that is possible, else a copy."""
+    present = [tensor.detach() for tensor in tensors if tensor is not None]
+    if not present:
+        return None
+    view = side_by_side(present)
+    return torch.cat(present) if view is None else view
+
+
+def lower(model: nn.Module) -> nn.Module:
+    """A model for inference that shares `model`'s weights and computes the same. Elsewhere than on an fp32 CPU the kernels stay torch's."""
+    weight = next(model.parameters())
+    one_dnn = weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_one_dnn()
+
+    def linear(parts: Sequence[nn.Linear]) -> StreamLinear:
+        merged = joined([part.weight for part in parts])
+        assert merged is not None
+        return StreamLinear(merged, joined([part.bias for part in parts]), one_dnn)
+
+    def replaced(module: nn.Module) -> nn.Module:
+        if type(module) is SelfAttention:
+            return FusedSelfAttention(module, linear)
+        if type(module) is GatedMLP:
+            return FusedGatedMLP(module, linear)
+        if type(module) is nn.Linear:
+            return linear([module])
+        new = copy.copy(module)
+        new._modules = {name: child if child is None else seen.setdefault(id(child), replaced(child)) for name, child in module._modules.items()}
+        return new
+
+    seen: dict[int, nn.Module] = {}
+    return replaced(model).eval()
