@@ -102,7 +102,8 @@ CASES = [
     Case("bert-mlm", "bert", BertConfig(*SIZES, F, C), lambda: bert_twin("BertForMaskedLM")),
     Case("bert-pretraining", "bert", BertConfig(*SIZES, F, C, pooler=True, next_sentence_head=True), lambda: bert_twin("BertForPreTraining")),
     Case("t5-1.0", "t5", T5Config(V, D, L, 2, H, 12, F), lambda: t5_twin("relu", True)),
-    Case("t5-1.1", "t5", T5Config(V, D, L, 2, H, 12, F, gated=True, activation="gelu_tanh", tie_embeddings=False), lambda: t5_twin("gated-gelu", False)),
+    Case("t5-1.1", "t5", T5Config(V, D, L, 2, H, 12, F, gated=True, activation="gelu_tanh", tie_embeddings=False),
+         lambda: t5_twin("gated-gelu", False)),
     Case("transformer", "transformer", TransformerConfig(V, D, L, 2, H, F, C), marian_twin, still="embed_positions"),
 ]
 BY_NAME = {case.name: case for case in CASES}

@@ -38,7 +38,8 @@ def new_file(path: Path | str) -> Iterator[IO[bytes]]:
     handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False)
+        handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - it outlives this line on purpose
+            dir=path.parent, prefix=f".{path.name}.", delete=False)
         yield handle
         handle.flush()
         os.fsync(handle.fileno())
@@ -110,7 +111,8 @@ def decode(data: bytes, name: str, encoding: str = "utf-8") -> str:
         return data.decode("utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding)
     except UnicodeDecodeError as error:
         bad = f"0x{data[error.start]:02x}" if error.start < len(data) else "the end"
-        raise DataError(f"{name}: not {encoding}: {bad} at byte {error.start}; name its encoding with --encoding (for example latin-1, cp949)") from None
+        raise DataError(f"{name}: not {encoding}: {bad} at byte {error.start}; name its encoding with --encoding, "
+                        "for example latin-1 or cp949") from None
     except LookupError:
         raise DataError(f"unknown encoding '{encoding}'; examples: utf-8, latin-1, cp949, euc-kr, utf-16") from None
 

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import transformers
-from zoo import BY_NAME, CASES, C, V
 
 from hanok.bundle.huggingface import read_weights
 from hanok.bundle.imports import export_folder, import_folder
@@ -15,6 +14,7 @@ from hanok.bundle.weights import write_safetensors
 from hanok.contracts import Batch
 from hanok.errors import ConfigError, HanokError, WeightsError
 from hanok.generate.search import greedy, source_of
+from zoo import BY_NAME, CASES, C, V
 
 twins = pytest.mark.parametrize("case", [case for case in CASES if case.twin], ids=lambda case: case.name)
 LENGTHS = (5, 9, 2)
@@ -116,7 +116,8 @@ def test_rope_is_read_in_both_spellings_and_written_in_both(spelling, tmp_path: 
 
 @pytest.mark.parametrize(("change", "told"), [
     ({"attention_bias": True}, "attention_bias"), ({"hidden_act": "gelu"}, "hidden_act"), ({"a_new_trick": 3}, "a_new_trick"),
-    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"), ({"model_type": "mamba"}, "mamba"), ({"num_hidden_layers": None}, "num_hidden_layers|n_layers"),
+    ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"), ({"model_type": "mamba"}, "mamba"),
+    ({"num_hidden_layers": None}, "num_hidden_layers|n_layers"),
     ({"num_hidden_layers": 5}, r"layers\.3\.\S+' is missing"), ({"num_hidden_layers": 2}, r"layers\.2\.\S+' \(\S+ ?\S*\) has no place"),
     ({"intermediate_size": 60}, r"\(64, 32\), the config wants \(60, 32\)"),
 ])

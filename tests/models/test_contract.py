@@ -7,13 +7,13 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from zoo import CASES, V
 
 from hanok.contracts import IGNORE_INDEX, Batch, Generator, State
 from hanok.errors import RequestError
 from hanok.generate.search import greedy, last, pad_rows
 from hanok.models import catalog
 from hanok.nn.loss import token_cross_entropy
+from zoo import CASES, V
 
 TOLERANCE = 1e-4
 LENGTHS, CAPACITY = (5, 9, 2), 24

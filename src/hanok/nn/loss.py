@@ -36,7 +36,12 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return ctx.d_hidden * grad, None, None, None, *(next(found) * grad if wants else None for wants in ctx.wants)
 
 
-def token_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, *, chunk_size: int = 2048) -> tuple[Tensor, int]:
+def chunk_tokens(vocab_size: int) -> int:
+    """Tokens whose logits take about 128 MiB in fp32."""
+    return max(64, min(4096, 2 ** 25 // vocab_size))
+
+
+def token_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, *, chunk_size: int = 1024) -> tuple[Tensor, int]:
     """Summed loss (nats) of the targets that are not IGNORE_INDEX, and their number: (B,T,D), (B,T) -> scalar, n.
 
     The sum and not the mean, so that micro-batches and ranks add up to what one batch would have given.

@@ -112,7 +112,7 @@ def inverse_frequencies(width: int, theta: float) -> tuple[float, ...]:
     """theta^(-2i/width) for i in 0..width/2-1. ConfigError for an odd width."""
     if width % 2:
         raise ConfigError(f"sines and cosines come in pairs: a width of {width} is odd; choose an even one")
-    steps = torch.arange(0, width, 2, dtype=torch.int64).float() / width
+    steps = torch.arange(0, width, 2, dtype=torch.int64, device="cpu").float() / width     # fp32, as the models were trained
     return tuple((1.0 / theta ** steps).tolist())
 
 
