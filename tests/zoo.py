@@ -85,12 +85,12 @@ LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "lo
                "original_max_position_embeddings": 16}
 SIZES = (V, D, L, H)
 CASES = [
-    Case("llama", "llama", LlamaConfig(*SIZES, 2, F, C, tie_embeddings=False), llama_twin),
-    Case("llama-tied", "llama", LlamaConfig(*SIZES, 2, F, C), lambda: llama_twin(tied=True)),
-    Case("llama-linear-rope", "llama", LlamaConfig(*SIZES, 2, F, C, rope_scaling=RopeScaling("linear", 4.0), tie_embeddings=False),
+    Case("llama", "llama", LlamaConfig(*SIZES, 2, F, C, d_head=8, tie_embeddings=False), llama_twin),
+    Case("llama-tied", "llama", LlamaConfig(*SIZES, 2, F, C, d_head=8), lambda: llama_twin(tied=True)),
+    Case("llama-linear-rope", "llama", LlamaConfig(*SIZES, 2, F, C, d_head=8, rope_scaling=RopeScaling("linear", 4.0), tie_embeddings=False),
          lambda: llama_twin({"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0})),
     Case("llama-llama3-rope", "llama",
-         LlamaConfig(*SIZES, 2, F, C, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16), tie_embeddings=False), lambda: llama_twin(LLAMA3_ROPE)),
+         LlamaConfig(*SIZES, 2, F, C, d_head=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16), tie_embeddings=False), lambda: llama_twin(LLAMA3_ROPE)),
     Case("qwen3", "qwen3", LlamaConfig(*SIZES, 2, F, C, d_head=16, qk_norm=True), lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
         vocab_size=V, hidden_size=D, num_attention_heads=H, num_key_value_heads=2, head_dim=16, num_hidden_layers=L, intermediate_size=F,
         max_position_embeddings=C, tie_word_embeddings=True))),
@@ -102,7 +102,7 @@ CASES = [
     Case("bert-mlm", "bert", BertConfig(*SIZES, F, C), lambda: bert_twin("BertForMaskedLM")),
     Case("bert-pretraining", "bert", BertConfig(*SIZES, F, C, pooler=True, next_sentence_head=True), lambda: bert_twin("BertForPreTraining")),
     Case("t5-1.0", "t5", T5Config(V, D, L, 2, H, 12, F), lambda: t5_twin("relu", True)),
-    Case("t5-1.1", "t5", T5Config(V, D, L, 2, H, 12, F, gated=True, activation="gelu_tanh", tie_embeddings=False),
+    Case("t5-1.1", "t5", T5Config(V, D, L, 2, H, 12, F, gated=True, activation="gelu_tanh", scale_head=False),
          lambda: t5_twin("gated-gelu", False)),
     Case("transformer", "transformer", TransformerConfig(V, D, L, 2, H, F, C), marian_twin, still="embed_positions"),
 ]

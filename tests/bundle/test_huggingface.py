@@ -2,18 +2,21 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
 
+from hanok.bundle.bundle import Bundle
 from hanok.bundle.huggingface import read_weights
 from hanok.bundle.imports import export_folder, import_folder
-from hanok.bundle.weights import write_safetensors
+from hanok.bundle.weights import read_folder, write_safetensors
 from hanok.contracts import Batch
 from hanok.errors import ConfigError, HanokError, WeightsError
 from hanok.generate.search import greedy, source_of
+from hanok.models import catalog
 from zoo import BY_NAME, CASES, C, V
 
 twins = pytest.mark.parametrize("case", [case for case in CASES if case.twin], ids=lambda case: case.name)
@@ -167,8 +170,6 @@ def test_an_old_bert_with_gamma_and_beta_is_read(tmp_path: Path):
 
 
 def test_a_family_that_they_cannot_express_says_who_can(tmp_path: Path):
-    from hanok.bundle.bundle import Bundle
-    from hanok.models import catalog
     case = BY_NAME["gpt-relu"]
     with pytest.raises(ConfigError, match="no class for gpt; families that export are .*qwen3"):
         export_folder(Bundle(catalog.family("gpt"), case.config, case.build()), tmp_path / "out")
@@ -184,14 +185,19 @@ def test_half_precision_is_read_as_fp32(tmp_path: Path):
     compare(bundle.model, theirs.float(), case)
 
 
+def test_an_untied_t5_keeps_its_head_in_a_round_trip(tmp_path: Path):
+    """T5 1.1 as published: a head of its own, unscaled."""
+    case = replace(BY_NAME["t5-1.1"], config=replace(BY_NAME["t5-1.1"].config, tie_embeddings=False))
+    bundle = Bundle(catalog.family("t5"), case.config, case.build())
+    export_folder(bundle, tmp_path / "ours")
+    compare(bundle.model, transformers.T5ForConditionalGeneration.from_pretrained(tmp_path / "ours").eval(), case)
+    assert import_folder(tmp_path / "ours").config == case.config
+
+
 def test_reading_weights_twice_gives_the_same(tmp_path: Path):
-    from hanok.bundle.weights import read_folder
-    from hanok.models import catalog
     case = BY_NAME["gpt2"]
     case.build_twin().save_pretrained(tmp_path)
     table = catalog.family("gpt2").hf[0]
     once, again = (read_weights(table, case.config, read_folder(tmp_path), "x") for _ in range(2))
     assert once.keys() == again.keys() and all(torch.equal(once[name], again[name]) for name in once)
 
-
-assert transformers.__version__ >= "5"

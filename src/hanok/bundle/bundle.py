@@ -141,14 +141,14 @@ def card(bundle: Bundle, name: str) -> str:
     """The bundle's README.md, written from what it holds."""
     manifest = bundle.manifest
     n_parameters = sum(count_parameters(bundle.model).values())
-    sizes = {"parameters": report.count(n_parameters), **{k: v for k, v in to_dict(bundle.config).items() if isinstance(v, int | float)}}
+    sizes = {"parameters": n_parameters, **{k: v for k, v in to_dict(bundle.config).items() if isinstance(v, int | float)}}
     usage = [f'hanok generate {name} --prompt "..."'] if bundle.family.kind != "encoder" else [f"hanok show {name}"]
     if bundle.chat_template is not None:
         usage.append(f"hanok chat {name}")
     if bundle.family.objective == "causal":
         usage.append(f"hanok score {name} --text FILE")
     lineage = {k: v for k, v in manifest.items() if k not in ("metrics", "licence", "plot")}
-    return report.card(title=name, family=bundle.family.summary, sizes=sizes, metrics=manifest.get("metrics", {}), lineage=lineage, usage=usage,
+    return report.card(title=name, family=bundle.family.name, sizes=sizes, metrics=manifest.get("metrics", {}), lineage=lineage, usage=usage,
                        licence=manifest.get("licence"), plot=manifest.get("plot"))
 
 

@@ -48,7 +48,7 @@ def read_config(table: HFTable, family: Family, data: Mapping[str, Any], tensors
         elif default is REQUIRED:
             raise ConfigError(f"{where}: '{theirs}' is missing; every {table.model_type} has one")
         else:
-            values[ours] = default
+            values.setdefault(ours, default)
     for name, value in told.items():
         if name in COMMON or name in table.neutral or value is None:
             continue

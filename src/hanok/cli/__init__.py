@@ -1,0 +1,1 @@
+"""All wiring; one file a verb."""

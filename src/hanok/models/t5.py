@@ -34,7 +34,8 @@ class T5Config:
     gated: bool = False                                  # 1.1: gate and up
     activation: Literal["relu", "gelu", "gelu_tanh", "silu"] = "relu"
     norm_eps: float = 1e-6
-    tie_embeddings: bool = True                          # 1.0: the head is the embedding, and its input is scaled by d_model^-1/2
+    tie_embeddings: bool = True                          # the head is the embedding (1.0)
+    scale_head: bool = True                              # its input is scaled by d_model^-1/2 (1.0)
     dropout: float = 0.1                                 # probability, on embeddings and on what a sublayer adds
 
 
@@ -60,7 +61,7 @@ def build(config: T5Config) -> Seq2Seq:
     head = nn.Linear(config.d_model, config.vocab_size, bias=False)
     if config.tie_embeddings:
         head.weight = token.weight
-    model = Seq2Seq(encoder, embed(), decoder, ScaledHead(head, config.d_model ** -0.5 if config.tie_embeddings else 1.0))
+    model = Seq2Seq(encoder, embed(), decoder, ScaledHead(head, config.d_model ** -0.5 if config.scale_head else 1.0))
     initialise(model, config)
     return model
 
@@ -103,16 +104,18 @@ def read(data: dict[str, Any]) -> dict[str, Any]:
     feed = data.pop("feed_forward_proj", "relu")
     data.pop("dense_act_fn", None), data.pop("is_gated_act", None)
     name = feed.removeprefix("gated-")
-    tied = data.get("tie_word_embeddings", True)
-    if data.get("scale_decoder_outputs") in (None, tied):
-        data.pop("scale_decoder_outputs", None)
-    return {**data, "gated": feed != name, "activation": ACTIVATIONS.get(name, name) if feed != name else name,
+    # Classes before 5.0 scale where they tie; since then all tie unless the file holds a head, and a setting of its own says whether they scale.
+    scaled = data.pop("scale_decoder_outputs", None)
+    scaled = data.get("tie_word_embeddings", True) if scaled is None else scaled
+    if not scaled:
+        data.pop("tie_word_embeddings", None)
+    return {**data, "scale_decoder_outputs": scaled, "gated": feed != name, "activation": ACTIVATIONS.get(name, name) if feed != name else name,
             "num_decoder_layers": data.get("num_decoder_layers") or data.get("num_layers")}
 
 
 def write(config: T5Config) -> dict[str, Any]:
     feed = f"gated-{SPELLED[config.activation]}" if config.gated else config.activation
-    return {"feed_forward_proj": feed, "is_encoder_decoder": True, "scale_decoder_outputs": config.tie_embeddings}
+    return {"feed_forward_proj": feed, "is_encoder_decoder": True, "tie_word_embeddings": config.scale_head}
 
 
 TABLE = HFTable(
@@ -121,18 +124,19 @@ TABLE = HFTable(
      "num_decoder_layers": ("n_decoder_layers", REQUIRED), "num_heads": ("n_heads", REQUIRED), "d_kv": ("d_head", 64), "d_ff": ("d_ff", REQUIRED),
      "n_positions": ("max_seq_len", 512), "relative_attention_num_buckets": ("n_buckets", 32),
      "relative_attention_max_distance": ("max_distance", 128), "gated": ("gated", False), "activation": ("activation", "relu"),
-     "layer_norm_epsilon": ("norm_eps", 1e-6), "tie_word_embeddings": ("tie_embeddings", True), "dropout_rate": ("dropout", 0.1)},
+     "layer_norm_epsilon": ("norm_eps", 1e-6), "tie_word_embeddings": ("tie_embeddings", True), "scale_decoder_outputs": ("scale_head", True),
+     "dropout_rate": ("dropout", 0.1)},
     t5_weights, fixed={"is_decoder": False},
     neutral=frozenset({"initializer_factor", "classifier_dropout", "output_past", "task_specific_params", "is_encoder_decoder"}),
     repeats=lambda config: dict.fromkeys(("encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
                                           *(["lm_head.weight"] if config.tie_embeddings else [])), "embed.token.weight"),
-    read=read, write=write)
+    read=read, write=write, from_weights=lambda names: {"tie_embeddings": "lm_head.weight" not in names})
 
 PRESETS = {
     "tiny": T5Config(4096, 128, 3, 3, 4, 32, 512, 256, dropout=0.0),
     "t5-small": T5Config(32128, 512, 6, 6, 8, 64, 2048),
     "t5-base": T5Config(32128, 768, 12, 12, 12, 64, 3072),
-    "t5-v1_1-small": T5Config(32128, 512, 8, 8, 6, 64, 1024, gated=True, activation="gelu_tanh", tie_embeddings=False),
-    "t5-v1_1-base": T5Config(32128, 768, 12, 12, 12, 64, 2048, gated=True, activation="gelu_tanh", tie_embeddings=False),
+    "t5-v1_1-small": T5Config(32128, 512, 8, 8, 6, 64, 1024, gated=True, activation="gelu_tanh", tie_embeddings=False, scale_head=False),
+    "t5-v1_1-base": T5Config(32128, 768, 12, 12, 12, 64, 2048, gated=True, activation="gelu_tanh", tie_embeddings=False, scale_head=False),
 }
 T5 = Family("t5", "T5: an encoder-decoder with a learned distance bias", T5Config, build, PRESETS, "encoder-decoder", "seq2seq", hf=(TABLE,))

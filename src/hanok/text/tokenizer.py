@@ -18,11 +18,10 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from hanok.disk import read_text, write_text
-from hanok.errors import DataError, TokenizerError, nearest
+from hanok.errors import DataError, HanokError, TokenizerError, nearest
 
 QWEN2_REGEX = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
 LLAMA3_REGEX = QWEN2_REGEX.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
-ENDOFTEXT = "<|endoftext|>"
 BERT_SPECIALS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 T5_SPECIALS = ("<pad>", "</s>", "<unk>")
 
@@ -77,16 +76,19 @@ class Encoder:
         """Ids, and for each the characters of `text` that it covers, (start, end). DataError if `text` is no Unicode text."""
         try:
             encoding = self._rust.encode(text, add_special_tokens=add_special)
-        except UnicodeEncodeError as error:
-            raise _surrogate(text, error) from None
+        except TypeError:
+            _require_text(text)
+            raise
         return self._ids(encoding), encoding.offsets
 
     def encode_batch(self, texts: Sequence[str], add_special: bool = False) -> list[list[int]]:
         """Ids of each text, on all cores."""
         try:
             return [self._ids(encoding) for encoding in self._rust.encode_batch_fast(list(texts), add_special_tokens=add_special)]
-        except UnicodeEncodeError as error:
-            raise _surrogate(error.object, error) from None
+        except TypeError:
+            for text in texts:
+                _require_text(text)
+            raise
 
     def _ids(self, encoding: tokenizers.Encoding) -> list[int]:
         if not self._own_ids:
@@ -255,15 +257,11 @@ class Tokenizer:
 
     def variant(self, hidden: frozenset[str], edit: Callable[[dict[str, Any]], None] | None = None) -> Encoder:
         """An encoder of its own whose model cannot spell the tokens `hidden`; `edit` may change its tokenizer.json, as plain data, in place."""
-        text = self._rust.to_str()
-        hidden = frozenset(token for token in hidden if self._rust.model.token_to_id(token) is not None)
-        if hidden or edit:
-            data = json.loads(text)
-            _hide(data["model"], hidden)
-            if edit:
-                edit(data)
-            text = json.dumps(data)
-        rust = tokenizers.Tokenizer.from_str(text)
+        data = json.loads(self._rust.to_str())
+        _hide(data["model"], hidden)
+        if edit:
+            edit(data)
+        rust = tokenizers.Tokenizer.from_str(json.dumps(data))
         pairs = [(rust.token_to_id(token), token_id) for token, token_id in self.added.items()]
         return Encoder(rust, {theirs: ours for theirs, ours in pairs if theirs is not None and theirs != ours})
 
@@ -304,6 +302,7 @@ class Tokenizer:
 
 def _hide(model: dict[str, Any], hidden: frozenset[str]) -> None:
     """Renames vocabulary entries, in place, so that no text can become one of `hidden`. Ids stay."""
+    hidden = hidden.intersection(piece if isinstance(piece, str) else piece[0] for piece in model["vocab"])
     if model["type"] == "BPE":
         prefix = model.get("continuing_subword_prefix") or ""
         spelled = [left + right.removeprefix(prefix) for left, right in model["merges"]]
@@ -322,9 +321,15 @@ def _hide(model: dict[str, Any], hidden: frozenset[str]) -> None:
     model["unk_token"] = alias.get(model["unk_token"], model["unk_token"])
 
 
-def _surrogate(text: str, error: UnicodeEncodeError) -> DataError:
-    half = f"U+{ord(text[error.start]):04X} at character {error.start}"
-    return DataError(f"the text holds {half}, half of a surrogate pair; well-formed Unicode was expected")
+def _require_text(text: Any, where: str = "") -> None:
+    """DataError if `text` is no Unicode text; the Rust side does not say where."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"U+{ord(text[error.start]):04X} at character {error.start}, half of a surrogate pair"
+        raise DataError(f"{where}got {half}; well-formed Unicode was expected") from None
+    except AttributeError:
+        raise DataError(f"{where}got a {type(text).__name__}, expected text") from None
 
 
 class _Corpus:
@@ -336,8 +341,7 @@ class _Corpus:
 
     def __iter__(self) -> Iterator[str]:
         for n, text in enumerate(self._texts):
-            if not isinstance(text, str):
-                raise TokenizerError(f"text {n} to train on is a {type(text).__name__}; strings were expected")
+            _require_text(text, f"text {n} to train on: ")
             self.empty &= not text
             if self._collect:
                 self.alphabet.update(text)
@@ -353,7 +357,7 @@ def train(kind: str, texts: Iterable[str], vocab_size: int, *, pre_tokenizer: st
     all of them, by default <|endoftext|>; the other kinds begin with their own. TokenizerError tells the least `vocab_size` where it is too small.
     """
     makers = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}
-    own = {"bpe": (ENDOFTEXT,) if specials is None else (), "wordpiece": BERT_SPECIALS, "unigram": T5_SPECIALS}
+    own = {"bpe": ("<|endoftext|>",) if specials is None else (), "wordpiece": BERT_SPECIALS, "unigram": T5_SPECIALS}
     if kind not in makers:
         raise TokenizerError(f"unknown tokenizer kind '{kind}'; {nearest(kind, makers)}")
     if pre_tokenizer not in PRE_TOKENIZERS:
@@ -363,10 +367,7 @@ def train(kind: str, texts: Iterable[str], vocab_size: int, *, pre_tokenizer: st
     names = list(dict.fromkeys([*own[kind], *(specials or ())]))
     if "" in names:
         raise TokenizerError("a special token may not be the empty string")
-    try:
-        return Tokenizer(makers[kind](texts, vocab_size, names, pre_tokenizer, progress))
-    except UnicodeEncodeError as error:
-        raise _surrogate(error.object, error) from None
+    return Tokenizer(makers[kind](texts, vocab_size, names, pre_tokenizer, progress))
 
 
 def _feed(rust: tokenizers.Tokenizer, corpus: _Corpus, trainer: Any) -> None:
@@ -423,14 +424,16 @@ def _train_unigram(texts: Iterable[str], vocab_size: int, specials: list[str], _
                                       initial_alphabet=sorted(spellers))
     try:
         _feed(rust, corpus, trainer)
-    except (TokenizerError, UnicodeEncodeError):
+    except HanokError:
         raise
-    except Exception as error:               # bare, and "not large enough" comes without the number that would do
-        least = len(specials) + 256 + len({"▁"} | spellers | corpus.alphabet - {" "})
-        _refuse_small(vocab_size, least, f"{len(specials)} special tokens, 256 bytes and its characters")
-        raise TokenizerError(f"unigram training failed: {error}") from None
-    pieces = [pair for pair in json.loads(rust.to_str())["model"]["vocab"] if pair[0] not in {*specials, *byte_tokens}]
-    vocab = [(token, 0.0) for token in specials] + [(token, -1000.0) for token in byte_tokens] + _settled(pieces)
+    except Exception as error:               # bare; that the vocabulary is too small comes without the number that would do
+        if "not large enough" not in str(error):
+            raise TokenizerError(f"unigram training failed: {' '.join(str(error).split())}") from None
+    least = len(specials) + 256 + len({"▁"} | spellers | corpus.alphabet - {" "})
+    _refuse_small(vocab_size, least, f"{len(specials)} special tokens, 256 bytes and its characters")
+    pieces = _settled([pair for pair in json.loads(rust.to_str())["model"]["vocab"] if pair[0] not in {*specials, *byte_tokens}])
+    excess = set([piece for piece, _ in pieces if len(piece) > 1][vocab_size - least:])  # the trainer may overshoot
+    vocab = [(token, 0.0) for token in specials] + [(token, -1000.0) for token in byte_tokens] + [pair for pair in pieces if pair[0] not in excess]
     rust.model = models.Unigram(vocab, specials.index("<unk>"), True)
     rust.add_special_tokens(specials)
     rust.post_processor = processors.TemplateProcessing("$A </s>", "$A </s> $B:1 </s>:1", [("</s>", specials.index("</s>"))])
