@@ -6,10 +6,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 import types
 import typing
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -70,18 +72,31 @@ def convert(value: Any, hint: Any, where: str) -> Any:
             return spelled[value.lower()]
         raise ConfigError(f"{where}: got {value!r}, expected true or false")
     if hint in (int, float):
-        try:
-            number = float(value) if not isinstance(value, bool) else None
-        except (TypeError, ValueError):
-            number = None
-        if number is None or (hint is int and number != int(number)):
+        number = _number(value, hint)
+        if number is None:
             raise ConfigError(f"{where}: got {value!r}, expected {'a whole number' if hint is int else 'a number'}")
-        return int(value) if isinstance(value, int) else hint(number)
+        return number
     if hint is str:
         if not isinstance(value, str):
             raise ConfigError(f"{where}: got {value!r}, expected text")
         return value
     return value
+
+
+def _number(value: Any, hint: type) -> int | float | None:
+    """`value` as an int or a float, or None if it is neither; a whole number never passes through a float that is too short for it."""
+    if isinstance(value, bool):
+        return None
+    if hint is int and isinstance(value, int | str):
+        with suppress(ValueError):
+            return int(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    if hint is float:
+        return number
+    return int(number) if number.is_integer() else None
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -122,6 +137,8 @@ def read_json(path: Path | str) -> dict[str, Any]:
         data = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ConfigError(f"{path}: line {error.lineno}, column {error.colno}: {error.msg}; it should be JSON") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {_beyond(error)}; it should be JSON") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: got a {type(data).__name__}, expected a JSON object")
     return data
@@ -131,8 +148,12 @@ def read_toml(path: Path | str) -> dict[str, Any]:
     """A TOML file. ConfigError says where it breaks."""
     try:
         return tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: {error}; it should be TOML") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: {_beyond(error)}; it should be TOML") from None
+
+
+def _beyond(error: Exception) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else " ".join(str(error).split())
 
 
 def write_json(path: Path | str, data: Any) -> None:
@@ -142,10 +163,14 @@ def write_json(path: Path | str, data: Any) -> None:
 
 def toml(data: Mapping[str, Any], table: str = "") -> str:
     """Plain data as TOML."""
-    lines = [f"{name} = {_toml_value(value)}" for name, value in data.items() if not isinstance(value, Mapping) and value is not None]
+    lines = [f"{_toml_name(name)} = {_toml_value(value)}" for name, value in data.items() if not isinstance(value, Mapping) and value is not None]
     text = "\n".join(([f"[{table}]"] if table and lines else []) + lines)
-    inner = [toml(value, f"{table}.{name}" if table else name) for name, value in data.items() if isinstance(value, Mapping)]
+    inner = [toml(value, f"{table}.{_toml_name(name)}" if table else _toml_name(name)) for name, value in data.items() if isinstance(value, Mapping)]
     return "\n\n".join(part for part in (text, *inner) if part)
+
+
+def _toml_name(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else _toml_value(name)
 
 
 def _toml_value(value: Any) -> str:
@@ -155,4 +180,4 @@ def _toml_value(value: Any) -> str:
         return repr(value)
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_toml_value, value)) + "]"
-    return json.dumps(str(value), ensure_ascii=False)
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -21,11 +21,13 @@ def disk_error(path: Path, error: OSError) -> HanokError:
     """The operating system's refusal as one line that says what to do."""
     told = {
         errno.ENOSPC: "the disk is full; free some space (nothing was left half-written)",
+        errno.EFBIG: "the file would be larger than this place allows; choose another (nothing was left half-written)",
         errno.EDQUOT: "your disk quota is used up; free some space (nothing was left half-written)",
         errno.EACCES: "permission denied; choose another place or change its rights",
         errno.EROFS: "this place can only be read; choose another",
         errno.ENOENT: "there is no such file or folder; check the path",
         errno.ENOTDIR: "a part of this path is a file, not a folder",
+        errno.EEXIST: "a part of this path is a file, not a folder",
         errno.EISDIR: "this is a folder; a file was expected",
     }
     return DataError(f"{path}: {told.get(error.errno or 0, error.strerror or str(error))}")
@@ -48,7 +50,8 @@ def new_file(path: Path | str) -> Iterator[IO[bytes]]:
         os.replace(handle.name, path)
     except BaseException as error:
         if handle is not None:
-            handle.close()
+            with suppress(OSError):                          # what the disk refused waits in the buffer, and is refused again
+                handle.close()
             Path(handle.name).unlink(missing_ok=True)
         if isinstance(error, OSError):
             raise disk_error(path, error) from None
@@ -80,16 +83,21 @@ def new_dir(path: Path | str) -> Iterator[Path]:
 def refuse_occupied(path: Path | str) -> None:
     """DataError if `path` is a file or a folder with something in it."""
     path = Path(path)
-    if path.is_dir() and any(path.iterdir()):
+    try:
+        is_there, is_dir = path.exists(), path.is_dir()
+        is_occupied = is_dir and any(path.iterdir())
+    except OSError as error:
+        raise disk_error(path, error) from None
+    if is_occupied:
         raise DataError(f"{path} is not empty; choose another folder, or remove it first")
-    if path.exists() and not path.is_dir():
+    if is_there and not is_dir:
         raise DataError(f"{path} is a file; a new folder was expected")
 
 
 def write_text(path: Path | str, text: str) -> None:
-    """Writes UTF-8 text in one piece."""
+    """Writes UTF-8 text in one piece. What is no Unicode (half a surrogate pair, as in the name of a file that is no UTF-8) becomes "?"."""
     with new_file(path) as handle:
-        handle.write(text.encode("utf-8"))
+        handle.write(text.encode("utf-8", "replace"))
 
 
 def read_bytes(path: Path | str) -> bytes:
@@ -110,11 +118,12 @@ def decode(data: bytes, name: str, encoding: str = "utf-8") -> str:
     try:
         return data.decode("utf-8-sig" if encoding.lower().replace("_", "-") in ("utf-8", "utf8") else encoding)
     except UnicodeDecodeError as error:
-        bad = f"0x{data[error.start]:02x}" if error.start < len(data) else "the end"
-        raise DataError(f"{name}: not {encoding}: {bad} at byte {error.start}; name its encoding with --encoding, "
+        bad = f"0x{error.object[error.start]:02x}" if error.start < len(error.object) else "the end"
+        place = error.start + len(data) - len(error.object)  # the codec does not count a byte order mark that it dropped
+        raise DataError(f"{name}: not {encoding}: {bad} at byte {place}; name its encoding with --encoding, "
                         "for example latin-1 or cp949") from None
-    except LookupError:
-        raise DataError(f"unknown encoding '{encoding}'; examples: utf-8, latin-1, cp949, euc-kr, utf-16") from None
+    except (LookupError, ValueError):
+        raise DataError(f"unknown encoding {encoding!r}; examples: utf-8, latin-1, cp949, euc-kr, utf-16") from None
 
 
 def sha256(path: Path | str) -> str:
@@ -132,9 +141,12 @@ def sha256(path: Path | str) -> str:
 def below(root: Path | str, name: str) -> Path:
     """`root/name`, refused if it would leave `root`."""
     root = Path(root).resolve()
-    path = (root / name).resolve()
-    if path != root and root not in path.parents:
-        raise DataError(f"'{name}' leaves {root}; a name below it was expected")
+    try:
+        path = (root / name).resolve()
+    except (OSError, RuntimeError, ValueError):              # links in a circle; a zero byte
+        path = None
+    if path is None or (path != root and root not in path.parents):
+        raise DataError(f"{name!r} leaves {root}; a name below it was expected")
     return path
 
 

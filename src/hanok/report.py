@@ -200,7 +200,7 @@ def _plain(value: Any) -> str:
 class Progress:
     """Long work on standard error: a bar where a person looks at it, else a plain line now and then, so that logs stay readable.
 
-    `unit` is what is counted: "steps" (or any other word) for training, "bytes" for downloads. `total` None = nobody knows. Into a log goes
+    `unit` is what is counted: "steps" (or any other word), "bytes", or "percent". `total` None = nobody knows. Into a log goes
     a line when `every_percent` of the work or `every_seconds` have passed since the last, and one at the end. `quiet` prints nothing at all.
     """
 
@@ -276,9 +276,12 @@ class Progress:
         """1,200/10,000 (12%)  52.1 steps/s  2 min 49 s left  loss 3.214."""
         entry = self._entry(name)
         number = size if self.unit == "bytes" else lambda n: f"{n:,.0f}"
-        parts = [number(entry.completed) + (f"/{number(entry.total)} ({entry.percentage:.0f}%)" if entry.total else "")]
         speed = entry.finished_speed or entry.speed
-        parts += [rate(speed, self.unit)] if speed else []
+        if self.unit == "percent":
+            parts = [f"{entry.completed:.0f}%"]
+        else:
+            parts = [number(entry.completed) + (f"/{number(entry.total)} ({entry.percentage:.0f}%)" if entry.total else "")]
+            parts += [rate(speed, self.unit)] if speed else []
         if entry.finished:
             parts.append(f"took {seconds(entry.finished_time)}")
         elif entry.time_remaining is not None:

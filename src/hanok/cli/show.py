@@ -5,7 +5,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from hanok.cli.output import Json, emit, next_commands
+from hanok.cli.output import Json, emit, next_commands, typed
 
 
 def show(bundle: Annotated[str, Parameter(help="A bundle's folder, or the name of a pulled model.")], *, json: Json = False) -> None:
@@ -35,17 +35,17 @@ def show(bundle: Annotated[str, Parameter(help="A bundle's folder, or the name o
     print(report.table(["size", "value"], [[name, str(value)] for name, value in to_dict(loaded.config).items()], align="lr"), end="\n\n")
     print(report.table(["parameters", "count", "share"], [[part, report.count(m), f"{m / n:.0%}"] for part, m in [*parts.items(), ("total", n)]],
                        align="lrr"), end="\n\n")
-    print(report.table(["weights as", "memory"], [[name + (" (stored)" if name == stored else ""), report.size(size)] for name, size in memory.items()],
-                       align="lr"), end="\n\n")
+    print(report.table(["weights as", "memory"], [[f"{dtype} (stored)" if dtype == stored else dtype, report.size(size)]
+                                                  for dtype, size in memory.items()], align="lr"), end="\n\n")
     if tokenizer is not None:
         pre = f", pre-tokenizer {tokenizer.pre_tokenizer}" if tokenizer.pre_tokenizer else ""
         print(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {len(tokenizer.specials)} special{pre}")
     print(f"chat template: {'yes' if loaded.chat_template else 'no'}")
     for name, value in lineage(loaded.manifest):
         print(f"{name}: {value}")
-    writes = loaded.family.kind != "encoder"
-    next_commands(f"hanok chat {bundle}" if loaded.chat_template else f'hanok generate {bundle} --prompt "..."' if writes else f"hanok export {bundle} "
-                  "--to hf OUT")
+    writes, name = loaded.family.kind != "encoder", typed(bundle)
+    next_commands(f"hanok chat {name}" if loaded.chat_template else f'hanok generate {name} --prompt "..."' if writes
+                  else f"hanok export {name} --to hf OUT")
 
 
 def lineage(manifest: dict) -> list[tuple[str, str]]:

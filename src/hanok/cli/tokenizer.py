@@ -6,14 +6,14 @@ from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
-from hanok.cli.output import Json, emit, next_commands, say, shown
+from hanok.cli.output import Json, emit, next_commands, say, shown, typed
 
 app = App(name="tokenizer", help="Train a tokenizer.", help_format="plaintext")
 
 
 @app.command
 def train(
-    text: Annotated[list[Path], Parameter(help="Files and folders.")],
+    text: Annotated[list[Path], Parameter(negative="", help="Files and folders.")],
     *,
     out: Annotated[Path, Parameter(help="The new folder for tokenizer.json.")],
     kind: Annotated[Literal["bpe", "wordpiece", "unigram"], Parameter(help="bpe: byte-level, as GPT; wordpiece: BERT's; unigram: T5's.")] = "bpe",
@@ -25,10 +25,11 @@ def train(
     """Train a tokenizer on text."""
     from hanok.data.sources import read_documents
     from hanok.disk import new_dir, refuse_occupied
+    from hanok.runtime import interactive
     from hanok.text import tokenizer as room
     refuse_occupied(out)
     texts = [document.text for document in read_documents(text, encoding=encoding)]
-    trained = room.train(kind, texts, vocab_size, pre_tokenizer=pre_tokenizer, progress=not json)
+    trained = room.train(kind, texts, vocab_size, pre_tokenizer=pre_tokenizer, progress=interactive() and not json)
     sample = "".join(texts)[:1_000_000]
     bytes_per_token = len(sample.encode()) / max(1, len(trained.encode(sample)))
     with new_dir(out) as folder:
@@ -37,4 +38,4 @@ def train(
         emit({"tokenizer": str(out / "tokenizer.json"), "kind": kind, "vocab_size": trained.vocab_size, "bytes_per_token": bytes_per_token})
         return
     say(f"{kind} tokenizer of {trained.vocab_size:,} tokens in {shown(out)}: {bytes_per_token:.2f} bytes a token on its own text")
-    next_commands(f"hanok pretrain {' '.join(map(str, text[:2]))} --out runs/mine --set tokenizer.path={shown(out)}")
+    next_commands(f"hanok pretrain {' '.join(map(typed, text))} --out runs/mine --set tokenizer.path={typed(out)}")

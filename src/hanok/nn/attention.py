@@ -26,14 +26,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causa
 
 
 def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, is_causal: bool = False, scale: float | None = None) -> Tensor:
-    """The softmax that `attend` applies to its values: (B,H,T,K), (B,G,S,K) -> (B,H,T,S). Each row sums to 1."""
+    """The softmax that `attend` applies to its values: (B,H,T,K), (B,G,S,K) -> (B,H,T,S). Each row sums to 1; to 0 where it may look nowhere."""
     k = k.repeat_interleave(q.size(1) // k.size(1), 1)
     scores = q @ k.transpose(-1, -2) * (q.size(-1) ** -0.5 if scale is None else scale)
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
-    return scores.softmax(-1)
+    return scores.softmax(-1).masked_fill(scores.amax(-1, keepdim=True).isneginf(), 0.0)
 
 
 class Attention(nn.Module):
@@ -93,6 +93,8 @@ class CrossAttention(Attention):
 
 def check_heads(d_model: int, n_heads: int, n_kv_heads: int, d_head: int | None) -> None:
     """ConfigError where d_model does not divide into heads, or query heads into groups."""
+    if n_heads < 1 or n_kv_heads < 1:
+        raise ConfigError(f"n_heads is {n_heads} and n_kv_heads {n_kv_heads}; expected 1 or more of each")
     if d_head is None and d_model % n_heads:
         fits = [n for n in range(1, d_model + 1) if d_model % n == 0]
         near = sorted(sorted(fits, key=lambda n: abs(n - n_heads))[:3])

@@ -89,7 +89,7 @@ class KVCache:
         return keys[:, :, :span.n_keys], values[:, :, :span.n_keys]                   # views, no copy
 
     def select(self, rows: Sequence[int]) -> KVCache:
-        index = torch.as_tensor(rows, device=self.kv.device)
+        index = torch.as_tensor(rows, dtype=torch.long, device=self.kv.device)
         memory = None if self.memory is None else self.memory.select(index)
         return KVCache(self.kv[:, :, index], [self.lengths[row] for row in rows], memory)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from hanok.contracts import IGNORE_INDEX
 
@@ -26,14 +27,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             for kept, new in zip(d_weights, gradients[1:]):
                 kept += new
             total += loss.detach()
-        ctx.d_hidden, ctx.d_weights, ctx.wants = d_hidden, d_weights, [w.requires_grad for w in weights]
+        ctx.save_for_backward(d_hidden, *d_weights)                                   # let go after the backward
+        ctx.wants = [w.requires_grad for w in weights]
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, *grads):
-        grad = grads[0]
-        found = iter(ctx.d_weights)
-        return ctx.d_hidden * grad, None, None, None, *(next(found) * grad if wants else None for wants in ctx.wants)
+        grad, (d_hidden, *d_weights) = grads[0], ctx.saved_tensors
+        found = iter(d_weights)
+        return d_hidden * grad, None, None, None, *(next(found) * grad if wants else None for wants in ctx.wants)
 
 
 def chunk_tokens(vocab_size: int) -> int:
@@ -48,8 +51,9 @@ def token_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, *, chu
     """
     flat, wanted = hidden.flatten(0, -2), targets.flatten()
     n_targets = int((wanted != IGNORE_INDEX).sum())
-    if torch.is_grad_enabled() and hidden.requires_grad:
-        return _ChunkedCrossEntropy.apply(flat, wanted, head, chunk_size, *head.parameters()), n_targets
+    weights = list(head.parameters())
+    if torch.is_grad_enabled() and (hidden.requires_grad or any(w.requires_grad for w in weights)):
+        return _ChunkedCrossEntropy.apply(flat, wanted, head, chunk_size, *weights), n_targets
     total = hidden.new_zeros((), dtype=torch.float32)
     for part, target in zip(flat.split(chunk_size), wanted.split(chunk_size)):
         total = total + F.cross_entropy(head(part).float(), target, ignore_index=IGNORE_INDEX, reduction="sum")

@@ -49,10 +49,10 @@ class FusedSelfAttention(nn.Module):
     def __init__(self, plain: SelfAttention, linear: Callable[[Sequence[nn.Linear]], StreamLinear]):
         super().__init__()
         self.qkv, self.out_proj = linear([plain.q_proj, plain.k_proj, plain.v_proj]), linear([plain.out_proj])
-        self.q_norm, self.k_norm = plain.q_norm, plain.k_norm
+        self.q_norm, self.k_norm = apart(plain.q_norm), apart(plain.k_norm)
         self.d_head, self.n_kv_heads, self.scale = plain.d_head, plain.n_kv_heads, plain.scale
         self.n_heads = plain.q_proj.out_features // plain.d_head
-        self.normed = not isinstance(plain.q_norm, nn.Identity)
+        self.normed = not (isinstance(plain.q_norm, nn.Identity) and isinstance(plain.k_norm, nn.Identity))
 
     def forward(self, x: Tensor, frame: Frame, append: Append | None = None) -> Tensor:   # (B,T,D) -> (B,T,D)
         qkv = self.qkv(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)            # (B,H+2G,T,K)
@@ -76,11 +76,19 @@ class FusedGatedMLP(nn.Module):
 
     def __init__(self, plain: GatedMLP, linear: Callable[[Sequence[nn.Linear]], StreamLinear]):
         super().__init__()
-        self.gate_up, self.down, self.activation = linear([plain.gate, plain.up]), linear([plain.down]), plain.activation
+        self.gate_up, self.down, self.activation = linear([plain.gate, plain.up]), linear([plain.down]), apart(plain.activation)
 
     def forward(self, x: Tensor) -> Tensor:                                           # (B,T,D) -> (B,T,D)
         gate, up = self.gate_up(x).chunk(2, -1)
         return self.down(self.activation(gate) * up)
+
+
+def apart(module: nn.Module, child: Callable[[nn.Module], nn.Module] | None = None) -> nn.Module:
+    """Another object with the same weights, its parts made by `child`: what is set or hooked on one is not seen on the other."""
+    new = copy.copy(module)
+    vars(new).update({name: value.copy() for name, value in vars(module).items() if isinstance(value, dict)})
+    new._modules = {name: part if part is None else (child or apart)(part) for name, part in module._modules.items()}
+    return new
 
 
 def side_by_side(tensors: Sequence[Tensor]) -> Tensor | None:
@@ -121,9 +129,7 @@ def lower(model: nn.Module) -> nn.Module:
             return FusedGatedMLP(module, linear)
         if type(module) is nn.Linear:
             return linear([module])
-        new = copy.copy(module)
-        new._modules = {name: child if child is None else seen.setdefault(id(child), replaced(child)) for name, child in module._modules.items()}
-        return new
+        return apart(module, lambda part: seen.setdefault(id(part), replaced(part)))
 
     seen: dict[int, nn.Module] = {}
     return replaced(model).eval()

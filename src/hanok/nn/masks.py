@@ -64,8 +64,8 @@ def span_after(lengths: Sequence[int], n_queries: int, counts: Sequence[int] | N
         return Span(k_positions[:, past:], k_positions, (past,), ends)
     real = [(row, t, past + t) for row, (past, n) in enumerate(zip(lengths, counts)) for t in range(n)]
     # A pad stands where its row's last real token stands, so that no table of positions is read beyond its end.
-    positions = [[past + max(0, min(t, n - 1)) for t in range(n_queries)] for past, n in zip(lengths, counts)]
-    write = torch.tensor(real, device=device).reshape(-1, 3).unbind(1)
+    positions = [[max(0, past + min(t, n - 1)) for t in range(n_queries)] for past, n in zip(lengths, counts)]
+    write = torch.tensor(real, dtype=torch.long, device=device).reshape(-1, 3).unbind(1)
     return Span(torch.tensor(positions, device=device), k_positions, tuple(lengths), ends, even=False, write=write)
 
 

@@ -105,7 +105,7 @@ def rotate(x: Tensor, rotation: tuple[Tensor, Tensor]) -> Tensor:               
 
 def angles(positions: Tensor, frequencies: Sequence[float]) -> Tensor:                # (1|B,T) -> (1|B,T,len(frequencies))
     """Radians, always in fp32: half precision cannot tell positions apart beyond 2,048."""
-    return positions[..., None].float() * torch.tensor(frequencies, device=positions.device)
+    return positions[..., None].float() * torch.tensor(frequencies, dtype=torch.float32, device=positions.device)
 
 
 def inverse_frequencies(width: int, theta: float) -> tuple[float, ...]:

@@ -31,7 +31,7 @@ CHATML = """{% for message in messages %}{{ '<|im_start|>' + message['role'] + '
 """The template for a model without one of its own; its tokenizer should have <|im_start|> and <|im_end|> as special tokens."""
 
 MAX_CHARACTERS = 8_000_000                   # characters that a template may write
-MAX_WORK = 64_000_000                        # characters that its operations may make, and 64 for each turn of a loop
+MAX_WORK = 64_000_000                        # characters that its operations may make; a turn of a loop or a macro counts as 256
 MAX_SECONDS = 10.0                           # after which a loop does not turn again
 MAX_WIDTH = 10_000                           # columns to pad to, indent by or cut into; bits of a number
 
@@ -48,15 +48,17 @@ class ChatTemplate:
     """A chat template at work with its tokenizer. ConfigError if its source is no template; safe to share between threads.
 
     `variables` are what the template may name besides the messages: bos_token, eos_token and the like. They are trusted; `variables` given to a
-    call (tools, documents, enable_thinking) are treated as messages are. Text that is a special token, or looks like one (an added token in
-    brackets), stays text in every string; only the assistant may write plain tags such as <think>.
+    call (tools, documents, enable_thinking) are treated as messages are. What spells a special token, or another added token in brackets, stays
+    text in every string, with two exceptions: the assistant may write plain tags such as <think>, and tags that the template does not use are
+    words like any others.
     """
 
     def __init__(self, source: str, tokenizer: Tokenizer, variables: Mapping[str, Any] | None = None):
         self.source, self.tokenizer, self.variables = source, tokenizer, dict(variables or {})
         self._template = _compile(source)
-        markup = {token for token in tokenizer.added if token in tokenizer.specials or _BRACKETED.fullmatch(token)}
-        tags = {token for token in markup - tokenizer.specials.keys() if _TAG.fullmatch(token)}
+        tags = {token for token in tokenizer.added if _TAG.fullmatch(token) and token not in tokenizer.specials}
+        markup = {token for token in tokenizer.added
+                  if token in tokenizer.specials or _BRACKETED.fullmatch(token) and (token not in tags or token in source)}
         self._markup, self._anywhere, self._in_answers = frozenset(markup), _breaks(markup), _breaks(markup - tags)
         self._stand_ins = {ord(token): _MARK + chr(_STAND_INS + n) for n, token in enumerate(sorted(markup)) if len(token) == 1}
 
@@ -108,7 +110,8 @@ class ChatTemplate:
     @functools.cached_property
     def _last_specials(self) -> re.Pattern[str]:
         """Finds the special tokens, with space between, that end a text; group 1 is the first of them."""
-        specials = "|".join(map(re.escape, sorted(self.tokenizer.specials, key=len, reverse=True))) or "(?!)"
+        words = sorted(filter(str.strip, self.tokenizer.specials), key=len, reverse=True)
+        specials = "|".join(map(re.escape, words)) or "(?!)"
         return re.compile(rf"({specials})(?:\s|{specials})*\Z")
 
     @functools.cached_property
@@ -233,7 +236,7 @@ def _weigh(value: Any) -> None:
     stack = [value]
     while stack:
         part = stack.pop()
-        _spend(len(part) + 1 if isinstance(part, str) else 8)
+        _spend(len(part) + 16 if isinstance(part, str) else 32)
         if isinstance(part, Mapping):
             stack += [*part.keys(), *part.values()]
         elif isinstance(part, list | tuple):
@@ -314,7 +317,8 @@ class _Environment(ImmutableSandboxedEnvironment):
         owner, name = getattr(__obj, "__self__", None), getattr(__obj, "__name__", "")
         run = super().call
         if not isinstance(owner, str):
-            return _paid("call", "", (), lambda _: run(__context, __obj, *args, **kwargs))
+            _spend(256)                      # a macro, most likely
+            return run(__context, __obj, *args, **kwargs)
         if name == "join" and args:
             return _paid(name, args[0], [owner], lambda items: run(__context, __obj, items))
         return _paid(name, owner, [*args, *kwargs.values()], lambda _: run(__context, __obj, *args, **kwargs))
@@ -364,7 +368,7 @@ class _Paying(NodeTransformer):
 
     def _turn(self, node: nodes.Node) -> nodes.Call:
         fixed = sum(len(data.data) for data in node.find_all(nodes.TemplateData))
-        return self._payments.call_method("turn", [nodes.Const(64 + fixed)], lineno=node.lineno)
+        return self._payments.call_method("turn", [nodes.Const(256 + fixed)], lineno=node.lineno)
 
     def visit_For(self, node: nodes.For) -> nodes.Node:
         turn = self._turn(node)

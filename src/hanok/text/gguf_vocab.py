@@ -107,9 +107,9 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], tokens: list[str], types: li
 
 def _merges_from_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
     """Every way to put a piece together from two others, likeliest piece first; SentencePiece joins the pair whose piece scores highest."""
-    joinable = {token for token, kind in zip(tokens, types) if kind in (NORMAL, UNUSED)}
+    known = set(tokens)
     ways = [(-score, -cut, token) for token, kind, score in zip(tokens, types, scores) if kind in (NORMAL, UNUSED)
-            for cut in range(1, len(token)) if token[:cut] in joinable and token[cut:] in joinable]
+            for cut in range(1, len(token)) if token[:cut] in known and token[cut:] in known]
     return [(token[:-cut], token[-cut:]) for _, cut, token in sorted(ways)]
 
 

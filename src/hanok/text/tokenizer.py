@@ -49,10 +49,8 @@ PRE_TOKENIZERS: dict[str, Callable[[], pre_tokenizers.PreTokenizer]] = {
 
 def _parts(component: Any) -> list[dict[str, Any]]:
     """A pre-tokenizer's or decoder's parts as plain data; what only moves offsets is left out."""
-    if component is None:
-        return []
-    data = json.loads(component.__getstate__())
-    parts = data.get("pretokenizers") or data.get("decoders") or [data]
+    data = json.loads(component.__getstate__()) if component else {"decoders": []}
+    parts = data.get("pretokenizers", data.get("decoders", [data]))
     return [{name: value for name, value in part.items() if name != "trim_offsets"} for part in parts]
 
 
@@ -216,15 +214,15 @@ class Tokenizer:
 
     def encode(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> list[int]:
         """Token ids. `parse_special`: special tokens spelled in `text` count as such, not as ordinary text. `add_special`: with [CLS], [SEP]..."""
-        return self._encoder(parse_special).encode(text, add_special)[0]
+        return (self._parsing if parse_special else self._plain).encode(text, add_special)[0]
 
     def encode_with_offsets(self, text: str, *, parse_special: bool = False, add_special: bool = False) -> tuple[list[int], list[tuple[int, int]]]:
         """Token ids, and for each the characters of `text` that it covers, (start, end)."""
-        return self._encoder(parse_special).encode(text, add_special)
+        return (self._parsing if parse_special else self._plain).encode(text, add_special)
 
     def encode_batch(self, texts: Sequence[str], *, parse_special: bool = False, add_special: bool = False) -> list[list[int]]:
         """Token ids of each text, on all cores."""
-        return self._encoder(parse_special).encode_batch(texts, add_special)
+        return (self._parsing if parse_special else self._plain).encode_batch(texts, add_special)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text. Bytes that are no UTF-8 become U+FFFD; an id that the tokenizer does not have becomes nothing."""
@@ -274,9 +272,6 @@ class Tokenizer:
         encoder = self.variant(frozenset(self.specials))
         encoder._rust.encode_special_tokens = True
         return encoder
-
-    def _encoder(self, parse_special: bool) -> Encoder:
-        return self._parsing if parse_special else self._plain
 
     def _spelling(self, token_id: int) -> str | None:
         if not 0 <= token_id < 2 ** 32:

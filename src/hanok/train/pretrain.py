@@ -49,6 +49,7 @@ class Prepared:
     train: Corpus
     validation: Corpus
     sources: list[dict[str, Any]]
+    documents: list[Document]
     held_out: list[Document]
 
 
@@ -71,7 +72,7 @@ def prepare(recipe: Recipe, say: Say = lambda line: None) -> Prepared:
         raise ConfigError(f"model.sizes.vocab_size is {config.vocab_size}, the tokenizer has {tokenizer.vocab_size} tokens; leave it out")
     sources = hash_sources([Path(source) for source in recipe.data.sources])
     corpora = corpus_of(train, tokenizer, sources), corpus_of(held_out, tokenizer, sources)
-    return Prepared(recipe, family, config, tokenizer, *corpora, sources, held_out)
+    return Prepared(recipe, family, config, tokenizer, *corpora, sources, train, held_out)
 
 
 def tokenizer_of(recipe: Recipe, documents: Iterable[Document], say: Say) -> Tokenizer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from hanok.errors import ConfigError
 from hanok.models import catalog
 
 
@@ -57,6 +58,19 @@ class TrainRecipe:
     checkpoint_every: int = 1000                         # updates between checkpoints; 0: only at the end
     seed: int = 0
     threads: int = 0                                     # CPU threads; 0: torch's choice
+
+    def __post_init__(self) -> None:
+        """ConfigError for a number that no run can follow."""
+        at_least_one = "steps micro_batch_size grad_accum_steps eval_every eval_tokens".split()
+        not_negative = "learning_rate warmup_steps weight_decay clip checkpoint_every seed threads".split()
+        for names, good, expected in (
+            (at_least_one, lambda value: value >= 1, "1 or more"), (not_negative, lambda value: value >= 0, "0 or more"),
+            (["seconds"], lambda value: value is None or value > 0, "more than 0, or none"), (["eps"], lambda value: value > 0, "more than 0"),
+            (["beta1", "beta2"], lambda value: 0 <= value < 1, "0 or more and less than 1"), (["floor"], lambda value: 0 <= value <= 1, "0 to 1"),
+        ):
+            for name in names:
+                if not good(getattr(self, name)):
+                    raise ConfigError(f"train.{name} is {getattr(self, name)}; expected {expected}")
 
 
 @dataclass(frozen=True)

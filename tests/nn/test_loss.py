@@ -1,0 +1,207 @@
+"""The chunked loss against F.cross_entropy over all logits: values, gradients, and the memory that it was made for.
+
+N tokens, D d_model, V vocabulary.
+"""
+from __future__ import annotations
+
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from hanok.contracts import IGNORE_INDEX
+from hanok.nn.layers import ScaledHead
+from hanok.nn.loss import chunk_tokens, token_cross_entropy
+
+B, T, D, V = 3, 7, 6, 19
+
+
+def fill_in_head():
+    return nn.Sequential(nn.Linear(D, D), nn.GELU(), nn.LayerNorm(D), nn.Linear(D, V))
+
+
+HEADS = {
+    "plain": lambda: nn.Linear(D, V, bias=False), "biased": lambda: nn.Linear(D, V), "scaled": lambda: ScaledHead(nn.Linear(D, V), D ** -0.5),
+    "fill-in": fill_in_head,
+}
+heads = pytest.mark.parametrize("head", HEADS, ids=list(HEADS))
+chunks = pytest.mark.parametrize("chunk_size", [1, 4, B * T, 1000])
+
+
+def setting(head="biased"):
+    torch.manual_seed(0)
+    hidden = torch.randn(B, T, D, requires_grad=True)
+    targets = torch.randint(V, (B, T))
+    targets[torch.rand(B, T) < 0.3] = IGNORE_INDEX
+    return hidden, targets, HEADS[head]()
+
+
+def whole(hidden, targets, head):
+    return F.cross_entropy(head(hidden).flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
+
+
+@heads
+@chunks
+def test_value_and_gradients_are_those_of_all_logits_at_once(head, chunk_size):
+    hidden, targets, module = setting(head)
+    wanted = [hidden, *module.parameters()]
+    expected = whole(hidden, targets, module)
+    total, n_targets = token_cross_entropy(hidden, targets, module, chunk_size=chunk_size)
+    assert n_targets == (targets != IGNORE_INDEX).sum() and total.dtype == torch.float32
+    torch.testing.assert_close(total, expected)
+    pairs = zip(torch.autograd.grad(total * 0.37, wanted), torch.autograd.grad(expected * 0.37, wanted))
+    for got, truth in pairs:
+        torch.testing.assert_close(got, truth, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        quiet, _ = token_cross_entropy(hidden, targets, module, chunk_size=chunk_size)
+    torch.testing.assert_close(quiet, expected)
+    assert not quiet.requires_grad
+
+
+@chunks
+def test_where_nothing_is_asked_nothing_is_learned(chunk_size):
+    hidden, targets, head = setting()
+    total, n_targets = token_cross_entropy(hidden, torch.full_like(targets, IGNORE_INDEX), head, chunk_size=chunk_size)
+    assert (total.item(), n_targets) == (0.0, 0)
+    total.backward()
+    assert not hidden.grad.any() and not head.weight.grad.any() and not head.bias.grad.any()
+
+
+def test_gradients_are_given_once():
+    """As by any other operation of torch: what was kept for the backward is gone after it, and there is no second derivative to be had."""
+    hidden, targets, head = setting()
+    total, _ = token_cross_entropy(hidden, targets, head)
+    total.backward()
+    with pytest.raises(RuntimeError, match="second time"):
+        total.backward()
+    total, _ = token_cross_entropy(hidden, targets, head)
+    gradient, = torch.autograd.grad(total, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.square().sum().backward()
+
+
+def test_micro_batches_add_up():
+    hidden, targets, head = setting()
+    token_cross_entropy(hidden, targets, head)[0].backward()
+    expected, head.weight.grad = head.weight.grad, None
+    parts = [token_cross_entropy(hidden[b:b + 1], targets[b:b + 1], head) for b in range(B)]
+    assert sum(n for _, n in parts) == (targets != IGNORE_INDEX).sum()
+    for total, _ in parts:
+        total.backward()
+    torch.testing.assert_close(head.weight.grad, expected)
+
+
+@pytest.mark.parametrize("frozen", ["head", "body", "bias"])
+def test_what_is_frozen_gets_no_gradient_and_the_rest_its_own(frozen):
+    hidden, targets, head = setting()
+    if frozen == "body":
+        hidden = hidden.detach()
+    for name, parameter in head.named_parameters():
+        parameter.requires_grad_(frozen != "head" and name != frozen)
+    total, _ = token_cross_entropy(hidden, targets, head, chunk_size=4)
+    total.backward()
+    twin, full = nn.Linear(D, V), hidden.detach().requires_grad_()
+    twin.load_state_dict(head.state_dict())
+    whole(full, targets, twin).backward()
+    for got, truth in ((hidden, full), (head.weight, twin.weight), (head.bias, twin.bias)):
+        assert (got.grad is None) == (not got.requires_grad)
+        if got.requires_grad:
+            torch.testing.assert_close(got.grad, truth.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_a_tied_matrix_gathers_both_of_its_gradients():
+    torch.manual_seed(1)
+    token, ids, targets = nn.Embedding(V, D), torch.randint(V, (B, T)), torch.randint(V, (B, T))
+    head = nn.Linear(D, V, bias=False)
+    head.weight = token.weight
+    token_cross_entropy(token(ids), targets, head, chunk_size=5)[0].backward()
+    got, token.weight.grad = token.weight.grad, None
+    whole(token(ids), targets, head).backward()
+    torch.testing.assert_close(got, token.weight.grad, atol=1e-5, rtol=1e-4)
+
+
+def test_half_precision_sums_in_fp32():
+    hidden, targets, head = setting()
+    half, module = hidden.detach().bfloat16().requires_grad_(), head.bfloat16()
+    total, _ = token_cross_entropy(half, targets, module, chunk_size=4)
+    assert total.dtype == torch.float32
+    torch.testing.assert_close(total, F.cross_entropy(module(half).flatten(0, 1).float(), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum"))
+    total.backward()
+    assert half.grad.dtype == module.weight.grad.dtype == torch.bfloat16
+
+
+def test_hidden_vectors_need_not_lie_in_a_row():
+    hidden, targets, head = setting()
+    strided = hidden.detach().transpose(0, 1).contiguous().transpose(0, 1).requires_grad_()
+    token_cross_entropy(strided, targets, head, chunk_size=4)[0].backward()
+    token_cross_entropy(hidden, targets, head, chunk_size=4)[0].backward()
+    torch.testing.assert_close(strided.grad, hidden.grad)
+
+
+class Largest(TorchDispatchMode):
+    """The largest tensor that any operation gave."""
+
+    def __init__(self):
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.numel = max([self.numel, *(leaf.numel() for leaf in tree_leaves(out) if isinstance(leaf, torch.Tensor))])
+        return out
+
+
+class Kept:
+    """A tensor that autograd holds for the backward."""
+    alive: weakref.WeakSet[Kept] = weakref.WeakSet()
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+        Kept.alive.add(self)
+
+
+N_MANY, V_LARGE, CHUNK = 256, 512, 16
+
+
+@pytest.mark.parametrize("what", ["all", "head alone", "body alone"])
+def test_the_logits_are_never_held_whole(what):
+    """N x V is 131,072 numbers here. No tensor is half as large, and what is kept for the backward is the gradients alone."""
+    torch.manual_seed(0)
+    hidden, targets, head = torch.randn(1, N_MANY, D), torch.randint(V_LARGE, (1, N_MANY)), nn.Linear(D, V_LARGE)
+    hidden.requires_grad_(what != "head alone")
+    head.requires_grad_(what != "body alone")
+    rows = []
+    head.register_forward_hook(lambda module, args, out: rows.append(out.numel() // V_LARGE))
+    limit = max(CHUNK * V_LARGE, V_LARGE * D, N_MANY * D)
+    with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        total, _ = token_cross_entropy(hidden, targets, head, chunk_size=CHUNK)
+        held = sum(kept.tensor.numel() for kept in Kept.alive)
+        total.backward()
+    assert rows == [CHUNK] * (N_MANY // CHUNK)
+    assert largest.numel <= limit < N_MANY * V_LARGE / 8
+    assert held <= N_MANY * D + V_LARGE * (D + 1)
+    assert not list(Kept.alive)                                                       # the backward lets go of all of it
+
+
+def test_the_plain_loss_would_fail_that_test():
+    hidden, targets, head = torch.randn(1, N_MANY, D, requires_grad=True), torch.randint(V_LARGE, (1, N_MANY)), nn.Linear(D, V_LARGE)
+    with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+        total = whole(hidden, targets, head)
+        held = sum(kept.tensor.numel() for kept in Kept.alive)
+    assert largest.numel >= N_MANY * V_LARGE and held >= N_MANY * V_LARGE and total.requires_grad
+
+
+def test_scoring_holds_one_chunk_as_well():
+    hidden, targets, head = torch.randn(1, N_MANY, D), torch.randint(V_LARGE, (1, N_MANY)), nn.Linear(D, V_LARGE)
+    with torch.inference_mode(), Largest() as largest:
+        token_cross_entropy(hidden, targets, head, chunk_size=CHUNK)
+    assert largest.numel <= CHUNK * V_LARGE
+
+
+@pytest.mark.parametrize(("vocab_size", "expected"), [(97, 4096), (8192, 4096), (32_768, 1024), (262_144, 128), (10 ** 7, 64)])
+def test_a_chunk_is_about_128_mib(vocab_size, expected):
+    assert chunk_tokens(vocab_size) == expected
