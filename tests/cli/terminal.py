@@ -118,12 +118,14 @@ class Nursery:
 
 def serve(orders: socket.socket) -> None:
     """Takes orders until nobody can give any."""
+    import codecs
     import importlib
 
     from hanok.cli.main import VERBS
     rooms = ["gguf", "torch._dynamo", "rich.progress", "hanok.api", "hanok.bundle.pull", "hanok.train.pretrain"]
     for room in (*rooms, *(f"hanok.cli.{place.partition(':')[0]}" for place, _ in VERBS.values())):
         importlib.import_module(room)
+    codecs.lookup("utf-8-sig")                           # who has no rights could not read the codec's module any more
     while True:
         message, fds, _, _ = socket.recv_fds(orders, 1 << 20, 3)
         if not message:

@@ -12,8 +12,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from hanok.errors import ConfigError
-from hanok.nn.position import (Learned, Position, RelativeBias, Rotary, Sinusoidal, angles, inverse_frequencies, linear_scaling, llama3_scaling,
-                               rotate)
+from hanok.nn.position import Learned, Position, RelativeBias, Rotary, Sinusoidal, angles, inverse_frequencies, linear_scaling, llama3_scaling, rotate
 
 
 @pytest.mark.parametrize("d_model", [2, 8, 30])

@@ -312,7 +312,7 @@ def test_ids_that_are_not_there():
             BPE.token(wrong)
     with pytest.raises(TokenizerError):
         BPE.decode([-100])
-    assert BPE.id_of("never") is None
+    assert BPE.id_of("never") is None and BPE.token_bytes(BPE.vocab_size) == b""
 
 
 def test_half_a_character_is_refused():

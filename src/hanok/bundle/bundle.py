@@ -92,7 +92,8 @@ def empty_model(family: Family, config: Any) -> nn.Module:
         with torch.device("meta"), _NothingToDraw():
             return family.build(config)
     except (RuntimeError, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"a {family.name} of these sizes cannot be built: {' '.join(str(error).split())}") from None
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"a {family.name} of these sizes cannot be built: {reason}") from None
 
 
 def load_bundle(path: Path | str) -> Bundle:
@@ -101,7 +102,7 @@ def load_bundle(path: Path | str) -> Bundle:
     family, config = read_bundle_config(path)
     model = empty_model(family, config)
     assign(model, read_folder(path), str(path))
-    tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
+    tokenizer = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
     check_vocabulary(config, tokenizer, str(path))
     template = path / "chat_template.jinja"
     generation = path / "generation.json"

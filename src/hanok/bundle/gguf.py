@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hanok.config import from_dict
-from hanok.disk import read_bytes
+from hanok.disk import disk_error
 from hanok.errors import ConfigError, WeightsError
 from hanok.models import catalog
 from hanok.models.family import REQUIRED, Family, GGUFTable
@@ -48,17 +48,22 @@ class Tensors(Mapping[str, Tensor]):
 
 
 def open_gguf(path: Path) -> tuple[dict[str, Any], Tensors]:
-    """The metadata as plain values, and the tensors. WeightsError for what is no GGUF or is cut short."""
-    from gguf import GGUFReader
-    with open(path, "rb") as handle:
-        magic = handle.read(4)
+    """The metadata as plain values, and the tensors. WeightsError for what is no GGUF, is cut short, or has its bytes in another order."""
+    from gguf import GGUFEndian, GGUFReader
+    try:
+        with open(path, "rb") as handle:
+            magic = handle.read(4)
+    except OSError as error:
+        raise disk_error(path, error) from None
     if magic != b"GGUF":
         raise WeightsError(f"{path} is not a GGUF file: it begins with {magic!r}, expected b'GGUF'")
     try:
         reader = GGUFReader(path)
         metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, UnicodeDecodeError, OverflowError) as error:
-        raise WeightsError(f"{path} is cut short or damaged ({str(error).splitlines()[0]}); fetch it again") from None
+    except Exception as error:               # the package trusts the file, and stumbles in many ways
+        raise WeightsError(f"{path} is cut short or damaged ({type(error).__name__}: {' '.join(str(error).split())}); fetch it again") from None
+    if reader.endianess != GGUFEndian.LITTLE:
+        raise WeightsError(f"{path} was made for machines with the other byte order (big-endian); fetch the usual file, without -be in its name")
     size = path.stat().st_size
     for tensor in reader.tensors:
         end = tensor.data_offset + tensor.n_bytes
@@ -70,8 +75,6 @@ def open_gguf(path: Path) -> tuple[dict[str, Any], Tensors]:
 def read_gguf(path: Path | str) -> tuple[Family, Any, dict[str, Tensor], Tokenizer | None, dict[str, Any]]:
     """Family, config, our tensors in fp32, tokenizer and metadata of a GGUF file. HanokError names what is not understood."""
     path = Path(path)
-    if not path.exists():
-        read_bytes(path)
     metadata, tensors = open_gguf(path)
     architecture = metadata.get("general.architecture")
     pairs = {table.architecture: (family, table) for family, table in catalog.gguf_tables()}
@@ -88,8 +91,7 @@ def read_config(family: Family, table: GGUFTable, metadata: Mapping[str, Any], t
     """The metadata as our config. ConfigError names what is missing or unknown."""
     prefix = table.architecture + "."
     told = {name.removeprefix(prefix): value for name, value in metadata.items() if name.startswith(prefix)}
-    values: dict[str, Any] = {"vocab_size": tensors.entries["token_embd.weight"].shape[1] if "token_embd.weight" in tensors else 0}
-    values["vocab_size"] = int(values["vocab_size"])
+    values: dict[str, Any] = {"vocab_size": int(tensors.entries["token_embd.weight"].shape[-1]) if "token_embd.weight" in tensors else 0}
     for theirs, (ours, default) in table.settings.items():
         if theirs in told:
             values[ours] = told[theirs]
@@ -104,7 +106,11 @@ def read_config(family: Family, table: GGUFTable, metadata: Mapping[str, Any], t
     for name in metadata:
         if not name.startswith((prefix, *IGNORED)):
             raise ConfigError(f"{where}: '{name}' is not known; hanok would not compute the same logits")
-    return from_dict(family.config, {**values, **table.read(told, tensors)}, where)
+    try:
+        values |= table.read(told, tensors)
+    except (KeyError, TypeError, ValueError, ArithmeticError) as error:
+        raise ConfigError(f"{where}: its {table.architecture} metadata does not fit together ({type(error).__name__}: {error}); fetch it again") from None
+    return from_dict(family.config, values, where)
 
 
 def read_weights(table: GGUFTable, config: Any, tensors: Tensors, where: str) -> dict[str, Tensor]:
@@ -115,8 +121,12 @@ def read_weights(table: GGUFTable, config: Any, tensors: Tensors, where: str) ->
         if weight.theirs not in left:
             raise WeightsError(f"{where}: tensor '{weight.theirs}' is missing; is the file complete?")
         del left[weight.theirs]
-        ours.update(zip(weight.ours, weight.layout.unpack(tensors[weight.theirs]), strict=True))
+        theirs = tensors[weight.theirs]
+        try:
+            ours.update(zip(weight.ours, weight.layout.unpack(theirs), strict=True))
+        except RuntimeError:
+            raise WeightsError(f"{where}: tensor '{weight.theirs}' {tuple(theirs.shape)} does not fit the file's sizes; fetch it again") from None
     extra = next((name for name in left if not any(re.fullmatch(pattern, name) for pattern in table.buffers)), None)
     if extra is not None:
-        raise WeightsError(f"{where}: tensor '{extra}' has no place in {table.architecture}; hanok would drop it")
+        raise WeightsError(f"{where}: tensor {extra!r} has no place in {table.architecture}; hanok would drop it")
     return ours

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from hanok.bundle import huggingface as hf
-from hanok.bundle.bundle import Bundle, Generation, empty_model, is_bundle, load_bundle, read_bundle_config
+from hanok.bundle.bundle import Bundle, Generation, check_vocabulary, empty_model, is_bundle, load_bundle, read_bundle_config
 from hanok.bundle.gguf import read_gguf
 from hanok.bundle.weights import assign, converted, read_folder, refuse_pickle, write_safetensors
 from hanok.config import read_json, write_json
@@ -47,13 +47,14 @@ def import_folder(path: Path) -> Bundle:
     ours = hf.read_weights(table, config, tensors, str(path))
     assign(model, dict(converted(ours.items(), torch.float32)), str(path))
     tokenizer, template = import_tokenizer(path)
+    check_vocabulary(config, tokenizer, str(path))
     return Bundle(family, config, model.eval(), tokenizer, template, import_generation(path, data, tokenizer),
                   {"parent": {"format": "huggingface", "class": table.architecture, "weights_sha256": _hashes(path)}})
 
 
 def import_tokenizer(path: Path) -> tuple[Tokenizer | None, str | None]:
     """The folder's tokenizer.json and chat template (its own file, or a string in tokenizer_config.json), where there are any."""
-    tokenizer = Tokenizer.load(path) if (path / "tokenizer.json").exists() else None
+    tokenizer = Tokenizer.load(path / "tokenizer.json") if (path / "tokenizer.json").exists() else None
     if (path / "chat_template.jinja").exists():
         return tokenizer, read_text(path / "chat_template.jinja")
     settings = read_json(path / "tokenizer_config.json") if (path / "tokenizer_config.json").exists() else {}
@@ -78,7 +79,7 @@ def import_generation(path: Path, data: Mapping[str, Any], tokenizer: Tokenizer 
     pooled = read_json(pooling) if pooling.exists() else {}
     sampled = told.get("do_sample", False)
     return Generation(
-        stop_ids=tuple(stop_ids), start_ids=() if start is None else (start,), pad_id=told.get("pad_token_id") or 0,
+        stop_ids=tuple(stop_ids), start_ids=() if start is None else (start,), pad_id=max(0, told.get("pad_token_id") or 0),
         temperature=float(told.get("temperature") or 1.0) if sampled else 0.0, top_k=int(told.get("top_k") or 0) if sampled else 0,
         top_p=float(told.get("top_p") or 1.0) if sampled else 1.0, repetition_penalty=float(told.get("repetition_penalty") or 1.0),
         add_special=_adds_special(tokenizer),
@@ -95,11 +96,12 @@ def import_gguf(path: Path) -> Bundle:
     family, config, ours, tokenizer, metadata = read_gguf(path)
     model = empty_model(family, config)
     assign(model, ours, str(path))
+    check_vocabulary(config, tokenizer, str(path))
     eos = metadata.get("tokenizer.ggml.eos_token_id")
     also = [metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eot", "eom")]
     stop_ids = tuple(dict.fromkeys(i for i in (eos, *also) if i is not None))
     return Bundle(family, config, model.eval(), tokenizer, metadata.get("tokenizer.chat_template"),
-                  Generation(stop_ids=stop_ids, pad_id=metadata.get("tokenizer.ggml.padding_token_id", 0)),
+                  Generation(stop_ids=stop_ids, pad_id=metadata.get("tokenizer.ggml.padding_token_id", 0), add_special=_adds_special(tokenizer)),
                   {"parent": {"format": "gguf", "name": metadata.get("general.name", path.stem), "sha256": sha256(path)},
                    **({"licence": metadata["general.license"]} if "general.license" in metadata else {})})
 
@@ -121,9 +123,9 @@ def export_folder(bundle: Bundle, out: Path | str) -> Path:
         write_json(folder / "config.json", {**config, **special, "dtype": str(weights).removeprefix("torch.")})
         if bundle.family.kind != "encoder":
             sampled = generation.temperature > 0
-            write_json(folder / "generation_config.json", {
-                **special, "do_sample": sampled, **({"temperature": generation.temperature, "top_p": generation.top_p, "top_k": generation.top_k}
-                                                   if sampled else {})})
+            drawn = {"temperature": generation.temperature, "top_p": generation.top_p, "top_k": generation.top_k} if sampled else {}
+            write_json(folder / "generation_config.json",
+                       {**special, "repetition_penalty": generation.repetition_penalty, "do_sample": sampled, **drawn})
         if bundle.tokenizer is not None:
             bundle.tokenizer.save(folder / "tokenizer.json")
             end = bundle.tokenizer.token(generation.stop_ids[0]) if generation.stop_ids else None

@@ -34,7 +34,7 @@ VERBS = {
 def build_app() -> App:
     """The command line, without any verb's module."""
     app = App(name="hanok", help="One toolkit for the whole life of a Transformer: text, tokenizer, training, evaluation, a model that answers.",
-              version=hanok.__version__, version_flags=["--version"], help_format="plaintext")
+              version=hanok.__version__, version_flags=["--version"], help_format="plaintext", suppress_keyboard_interrupt=False)
     for verb, (place, help_text) in VERBS.items():
         module, _, name = place.partition(":")
         app.command(f"hanok.cli.{module}:{name or module}", name=verb, help=help_text)

@@ -6,6 +6,8 @@ V vocabulary.
 """
 from __future__ import annotations
 
+import hashlib
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -16,14 +18,18 @@ from hanok.errors import RequestError
 
 FEW = 256
 """Candidates that are sorted first when a nucleus is looked for; sorting a whole vocabulary costs milliseconds."""
+SMALLEST = torch.finfo(torch.float32).tiny
+"""The temperature below which fp32 would divide by zero."""
 
 
 def check(sampling: Sampling) -> None:
     """RequestError for a setting that no distribution can follow."""
     for name, good, expected in (
-        ("temperature", sampling.temperature >= 0, "0 (greedy) or more"), ("top_k", sampling.top_k >= 0, "0 (all) or more"),
+        ("temperature", 0 <= sampling.temperature < math.inf, "0 (greedy) or more"), ("top_k", sampling.top_k >= 0, "0 (all) or more"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"), ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
-        ("repetition_penalty", sampling.repetition_penalty > 0, "above 0 (1 = off)"),
+        ("repetition_penalty", 0 < sampling.repetition_penalty < math.inf, "above 0 (1 = off)"),
+        ("presence_penalty", math.isfinite(sampling.presence_penalty), "a finite number (0 = off)"),
+        ("frequency_penalty", math.isfinite(sampling.frequency_penalty), "a finite number (0 = off)"),
     ):
         if not good:
             raise RequestError(f"{name} is {getattr(sampling, name)}; expected {expected}")
@@ -37,7 +43,7 @@ def is_plain_greedy(sampling: Sampling) -> bool:
 def penalise(logits: Tensor, sampling: Sampling, prompt_ids: Sequence[int], counts: Mapping[int, int]) -> Tensor:
     """(V,) logits with the penalties for tokens of the prompt and of the answer (`counts`: token -> times)."""
     if sampling.repetition_penalty != 1:
-        seen = torch.tensor(sorted({*prompt_ids, *counts}), device=logits.device)
+        seen = torch.tensor(sorted({*prompt_ids, *counts}), dtype=torch.long, device=logits.device)
         values = logits[seen]
         logits = logits.scatter(0, seen, torch.where(values < 0, values * sampling.repetition_penalty, values / sampling.repetition_penalty))
     if counts and (sampling.presence_penalty or sampling.frequency_penalty):
@@ -47,8 +53,8 @@ def penalise(logits: Tensor, sampling: Sampling, prompt_ids: Sequence[int], coun
 
 
 def candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Probabilities (N,) and token ids (N,) of the tokens that temperature, top_k, top_p and min_p leave, likeliest first."""
-    logits = logits.float() / sampling.temperature
+    """Probabilities (N,) and token ids (N,) of the tokens that temperature, top_k, top_p and min_p leave: likeliest first, or all V in order."""
+    logits = (logits.float() - logits.max()) / max(sampling.temperature, SMALLEST)    # at most 0: no temperature makes it overflow
     wanted = min(sampling.top_k or logits.numel(), logits.numel())
     probabilities, ids = logits.softmax(-1), None
     if sampling.top_p < 1 or sampling.min_p > 0:
@@ -84,5 +90,6 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator, promp
 
 
 def generator_of(seed: int, index: int) -> torch.Generator:
-    """The random numbers of answer `index` of a request with this seed."""
-    return torch.Generator().manual_seed((seed * 0x9E3779B97F4A7C15 + index * 0xBF58476D1CE4E5B9 + 1) % 2 ** 63)
+    """The random numbers of answer `index` of a request with this seed. A hash, since torch's CPU generator looks at 32 bits of a seed only."""
+    digest = hashlib.blake2b(f"{seed} {index}".encode(), digest_size=4).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

@@ -244,9 +244,9 @@ class Tokenizer:
         return self._rust.token_to_id(token)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes of running text that this token stands for: b'' for a special token, and no space that only decoding would invent."""
-        token = self.token(token_id)
-        if token_id in self._special_ids:
+        """The bytes of running text that this token stands for, without a space that only decoding would invent; b'' for a special token, or none."""
+        token = self._spelling(token_id)
+        if token is None or token_id in self._special_ids:
             return b""
         if self._glues_words or self._word_suffix:
             prefix = getattr(self._rust.model, "continuing_subword_prefix", None) if token_id not in self._added else None
