@@ -12,6 +12,9 @@ from dataclasses import dataclass, field
 
 import torch
 
+FOREIGN = 0.1
+"""Cores that other processes may use during a pair: one busy neighbour costs OpenMP's barriers a factor of four."""
+
 
 def sgemm_gflops(repeats: int = 5) -> float:
     """Median GFLOP/s of a 1024 x 768 x 3072 fp32 product."""
@@ -63,13 +66,15 @@ class Pair:
                 f"foreign load {statistics.median(self.foreign):.2f} cores)")
 
 
-def alternate(name: str, unit: str, ours: Callable[[], float], theirs: Callable[[], float], repeats: int) -> Pair:
-    """Rates of both, in turn."""
-    pair = Pair(name, unit)
-    for _ in range(repeats):
+def alternate(name: str, unit: str, ours: Callable[[], float], theirs: Callable[[], float], repeats: int, patience: float = 240.0) -> Pair:
+    """Rates of both, in turn. A pair during which other processes were busy is taken again, until `patience` seconds are over."""
+    pair, until = Pair(name, unit), time.monotonic() + patience
+    while len(pair.ours) < repeats:
         begin = cpu_now()
-        pair.sgemm.append(sgemm_gflops(3))
-        pair.ours.append(ours())
-        pair.theirs.append(theirs())
-        pair.foreign.append(foreign_cpu_share(begin))
+        sgemm, a, b = sgemm_gflops(3), ours(), theirs()
+        foreign = foreign_cpu_share(begin)
+        if foreign > FOREIGN and time.monotonic() < until:
+            continue
+        for kept, value in ((pair.sgemm, sgemm), (pair.ours, a), (pair.theirs, b), (pair.foreign, foreign)):
+            kept.append(value)
     return pair

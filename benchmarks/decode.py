@@ -59,7 +59,8 @@ def measure(ours: hanok.LoadedModel, theirs, repeats: int, threads: int) -> None
         def rate(time_of, n_rows=n_rows, n_context=n_context) -> float:
             ids = rows(n_rows, n_context)
             return n_rows * N_NEW / (time_of(ids, N_NEW + 1) - time_of(ids, 1))
-        pair = alternate(f"decode, {n_rows} row{'s' * (n_rows > 1)}, context {n_context}", "tokens/s", lambda: rate(our_time), lambda: rate(their_time), repeats)
+        name = f"decode, {n_rows} row{'s' * (n_rows > 1)}, context {n_context}"
+        pair = alternate(name, "tokens/s", lambda: rate(our_time), lambda: rate(their_time), repeats)
         print(pair.line(goal), flush=True)
 
     def prefill(time_of) -> float:

@@ -52,7 +52,8 @@ def main() -> None:
     run = sorted(runs, key=lambda run: run["peak"])[len(runs) // 2]
     mib = {name: run[name] / 2 ** 20 for name in ("peak", "weights", "kv")}
     over = mib["peak"] - mib["weights"] - mib["kv"]
-    print(f"peak memory of fp32 generation     {mib['peak']:.0f} MiB = weights {mib['weights']:.0f} + KV cache {mib['kv']:.0f} + {over:.0f} (goal 334 = 350 MB)")
+    print(f"peak memory of fp32 generation     {mib['peak']:.0f} MiB = weights {mib['weights']:.0f} + KV cache {mib['kv']:.0f} + {over:.0f} "
+          "(goal 334 = 350 MB)")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from types import ModuleType
 import pytest
 from terminal import Ended, Nursery, command, tree
 
+import hanok
+
 TEMPLATE = "{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}{% if add_generation_prompt %}assistant: {% endif %}"
 TINY = ["tokenizer.vocab_size=300", "data.seq_len=32", "train.micro_batch_size=4", "train.eval_tokens=512", "model.sizes.d_model=32",
         "model.sizes.n_layers=1", "model.sizes.n_heads=2", "model.sizes.n_kv_heads=1", "model.sizes.d_ff=64"]
@@ -50,8 +52,9 @@ def env(home: Path) -> dict[str, str]:
     """What a child knows of its surroundings: no index, no configuration, no terminal's width."""
     ours = ("PIP_", "HANOK_", "PYTHON", "COLUMNS", "LINES", "XDG_", "NO_COLOR", "FORCE_COLOR")
     return {**{name: value for name, value in os.environ.items() if not name.startswith(ours)},
-            "HOME": str(home), "HANOK_HOME": str(home / "hanok"), "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1",
-            "PIP_FIND_LINKS": str(home / "nothing"), "PYTHONIOENCODING": "utf-8", "LC_ALL": "C.UTF-8", "TERM": "xterm", "OMP_NUM_THREADS": "1"}
+            "PYTHONPATH": str(Path(hanok.__file__).parents[1]), "PYTHONIOENCODING": "utf-8", "LC_ALL": "C.UTF-8", "TERM": "xterm",
+            "HOME": str(home), "HANOK_HOME": str(home / "hanok"), "OMP_NUM_THREADS": "1",
+            "PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(home / "nothing")}
 
 
 @pytest.fixture(scope="session")

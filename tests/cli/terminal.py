@@ -73,16 +73,21 @@ def start(*arguments: object, env: Mapping[str, str], cwd: Path, launcher: Seque
 
 def ended(child: subprocess.Popen[str]) -> Ended:
     """The end of a child."""
-    out, err = child.communicate(timeout=PATIENCE_S)
+    try:
+        out, err = child.communicate(timeout=PATIENCE_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        raise AssertionError(f"still running after {PATIENCE_S} s: {child.communicate()}") from None
     return Ended(child.returncode, out, err)
 
 
-def wait_for(condition: Callable[[], Any], child: subprocess.Popen[str] | None = None) -> Any:
+def wait_for(condition: Callable[[], Any], child: subprocess.Popen[str]) -> Any:
     """What `condition` gives as soon as it is something; fails if the child ends before."""
     until = time.monotonic() + PATIENCE_S
     while not (found := condition()):
-        assert child is None or child.poll() is None, child.communicate()
-        assert time.monotonic() < until, "waited in vain"
+        if child.poll() is not None or time.monotonic() > until:
+            child.kill()
+            raise AssertionError(f"waited in vain: {child.communicate()}")
         time.sleep(0.001)
     return found
 

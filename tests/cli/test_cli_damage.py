@@ -10,9 +10,9 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from bundle.shelf import sha, wheel
 from conftest import Shell, edit
 
+from bundle.shelf import sha, wheel
 from hanok.bundle.weights import read_safetensors, write_safetensors
 
 WHEEL = "tiny_model-1.0-py3-none-any.whl"
@@ -50,9 +50,11 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "a config cut short": (lambda copy: cut(copy / "config.json", 30), ["config.json: line ", "it should be JSON"]),
     "no config": (lambda copy: (copy / "config.json").unlink(), ["is no bundle: it has no config.json"]),
     "a tokenizer cut short": (lambda copy: cut(copy / "tokenizer.json", 500), ["not a tokenizer.json", "line 2"]),
-    "a tokenizer of a larger model": (lambda copy: (edit(copy / "config.json", vocab_size=200), reshaped(copy, "embed.token.weight", torch.zeros(200, 32))),
+    "a tokenizer of a larger model": (lambda copy: (edit(copy / "config.json", vocab_size=200),
+                                                    reshaped(copy, "embed.token.weight", torch.zeros(200, 32))),
                                       ["tokenizer", "300 tokens, the model knows 200"]),
-    "an unknown key of generation": (lambda copy: edit(copy / "generation.json", stop_id=[1]), ["unknown setting 'stop_id'; did you mean 'stop_ids'?"]),
+    "an unknown key of generation": (lambda copy: edit(copy / "generation.json", stop_id=[1]),
+                                     ["unknown setting 'stop_id'; did you mean 'stop_ids'?"]),
 }
 
 
@@ -158,7 +160,8 @@ class Index:
 @pytest.fixture
 def index(shell: Shell, model: Path, tmp_path: Path) -> Index:
     shell("export", model, tmp_path / "hf")
-    return Index(tmp_path, {f"tiny_model/{path.name}": path.read_bytes() for path in (tmp_path / "hf").iterdir()} | {"tiny_model/w.bin": b"\x80\x04."})
+    files = {path.name: path.read_bytes() for path in (tmp_path / "hf").iterdir()} | {"w.bin": b"\x80\x04."}
+    return Index(tmp_path, {f"tiny_model/{name}": data for name, data in files.items()})
 
 
 def test_a_package_becomes_a_bundle(index: Index, shell: Shell):

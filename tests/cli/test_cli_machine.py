@@ -7,14 +7,15 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from bundle.shelf import wheel
 from conftest import Shell, settings
-from terminal import PATIENCE_S, Ended, ended, start, tree, wait_for
+from terminal import PATIENCE_S, ended, start, tree, wait_for
 
+from bundle.shelf import wheel
 from hanok.bundle.bundle import empty_model
 from hanok.bundle.weights import parameters, write_safetensors
 from hanok.config import to_dict, write_json
@@ -41,14 +42,14 @@ class Disk:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Disk]:
-    disk = Disk(tmp_path / "small disk", 16)
+    disk = Disk(tmp_path / "small disk", 8)
     yield disk
     disk.close()
 
 
 VERBS = {
-    "tokenizer": ("tokenizer", "train", "{text}", "--vocab-size", "300", "--out", "{out}"), "export": ("export", "{model}", "{out}"),
-    "import": ("import", "{model}", "{out}"), "pull": ("pull", "{model}", "--to", "{out}"),
+    "tokenizer": ("tokenizer", "train", "{text}", "--kind", "unigram", "--vocab-size", "320", "--out", "{out}"),
+    "export": ("export", "{model}", "{out}"), "import": ("import", "{model}", "{out}"), "pull": ("pull", "{model}", "--to", "{out}"),
     "pretrain": ("pretrain", "{text}", "--out", "{out}", "--steps", "3", "--quiet", *settings()),
 }
 
@@ -74,7 +75,7 @@ def test_a_run_on_a_full_disk_keeps_only_whole_files(shell: Shell, model: Path, 
 
 @pytest.mark.parametrize("verb", ["pretrain", "pull"])
 def test_a_full_cache_is_told_and_left_as_it_was(verb: str, shell: Shell, model: Path, text: Path, disk: Disk):
-    (disk.folder / "filler").write_bytes(b"\0" * 14_000)
+    (disk.folder / "filler").write_bytes(b"\0" * 4000)
     out, before = shell.cwd / "new", tree(disk.folder)
     if verb == "pull":
         ended = shell("pull", model, env={"HANOK_HOME": str(disk.folder)}, **disk.limits)
@@ -83,7 +84,7 @@ def test_a_full_cache_is_told_and_left_as_it_was(verb: str, shell: Shell, model:
         refused(verb, out, shell, model, text, disk, HANOK_HOME=str(disk.folder)) if disk.is_mounted else pytest.skip("no disk of its own")
     assert not out.exists()
     left = tree(disk.folder)
-    assert left == before | {name: "" for name in left.keys() - before.keys()} and not [name for name in left if "/." in name]
+    assert left == before | dict.fromkeys(left.keys() - before.keys(), "") and not [name for name in left if "/." in name]
 
 
 # ---- Ctrl-C
@@ -114,9 +115,10 @@ def test_ctrl_c_while_reading_a_model(shell: Shell, model: Path, env: dict[str, 
     (shell.cwd / "hf/tokenizer.json").unlink()
     os.mkfifo(shell.cwd / "hf/tokenizer.json")           # the child waits here for what never comes
     child = start("import", "hf", "new", env=env, cwd=shell.cwd)
-    with open(wait_for(lambda: reader(shell.cwd / "hf/tokenizer.json"), child), "wb"):
-        child.send_signal(signal.SIGINT)
-        end = ended(child)
+    pipe = wait_for(lambda: reader(shell.cwd / "hf/tokenizer.json"), child)
+    child.send_signal(signal.SIGINT)
+    os.close(pipe)                                       # wakes a child that the signal met on its way to sleep
+    end = ended(child)
     assert end.interrupted() == "hanok: interrupted; nothing was left half-written" and len(end.lines) == 1
     assert {path.name for path in shell.cwd.iterdir()} == {"hf"}
 
@@ -139,7 +141,7 @@ def test_ctrl_c_while_writing_a_model(shell: Shell, env: dict[str, str], tmp_pat
     for attempt in range(10):                            # whether the signal comes in time is for the machine to decide
         out = shell.cwd / f"new{attempt}"
         child = start("import", large, out.name, env=env, cwd=shell.cwd)
-        wait_for(lambda: out.exists() or list(shell.cwd.glob(f".{out.name}.*")), child)
+        wait_for(partial(begun, out), child)
         child.send_signal(signal.SIGINT)
         end = ended(child)
         if end.status != 0:
@@ -147,6 +149,11 @@ def test_ctrl_c_while_writing_a_model(shell: Shell, env: dict[str, str], tmp_pat
         assert out.exists()
     assert end.interrupted() == "hanok: interrupted; nothing was left half-written" and len(end.lines) == 1
     assert not out.exists() and not list(shell.cwd.glob(".*"))
+
+
+def begun(out: Path) -> bool:
+    """Whether a folder is being written, or is there."""
+    return out.exists() or any(out.parent.glob(f".{out.name}.*"))
 
 
 class Stalled:
@@ -183,9 +190,9 @@ def test_ctrl_c_while_fetching(shell: Shell, env: dict[str, str], tmp_path: Path
     try:
         wait_for(lambda: index.stalls.is_set() and list(home.rglob("*.part")), child)
         child.send_signal(signal.SIGINT)
-        end: Ended = ended(child)
     finally:
-        index.close()
+        index.close()                                    # wakes a child that the signal met on its way to sleep
+    end = ended(child)
     assert end.interrupted() == "hanok: interrupted; nothing was left half-written" and len(end.lines) == 1
     assert tree(shell.cwd) == {} and not (home / "models").exists()
     assert all(path.is_dir() or path.suffix == ".part" for path in home.rglob("*"))      # what is there already waits to be continued

@@ -50,7 +50,7 @@ USAGE = {
     "twice": ((*GENERATE, "--seed", "1", "--seed", "2"), ["--seed", "multiple times"]),
     "no tokens": ((*GENERATE, "--max-new-tokens", "0"), ["max_new_tokens 0", "1 or more"]),
     "empty prompt": (("generate", "{model}", "--prompt", ""), ["the prompt is empty"]),
-    "long prompt": (("generate", "{model}", "--prompt", "x y " * 100), ["the prompt has 400 tokens", f"the model's context {CONTEXT}", "shorten it by"]),
+    "long prompt": (("generate", "{model}", "--prompt", "x y " * 100), ["the prompt has 400 tokens", f"the model's context {CONTEXT}", "shorten it"]),
     "source": (("pull", "smollm2-135m"), ["'smollm2-135m'", "smollm2-135m-instruct"]),
 }
 INPUT = {

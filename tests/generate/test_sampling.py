@@ -47,7 +47,7 @@ def dense(probabilities, ids, size):
     return torch.zeros(size, dtype=torch.float64).scatter(0, ids, probabilities.double())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(sizes, widths, st.integers(0, 2 ** 20), st.sampled_from([0.1, 0.7, 1.0, 1.8]), st.one_of(st.just(0), st.integers(1, 600)),
        st.one_of(st.just(1.0), st.floats(0.02, 0.98)), st.one_of(st.just(0.0), st.floats(0.001, 1.0)))
 def test_candidates_are_those_of_transformers(size, width, seed, temperature, top_k, top_p, min_p):
@@ -96,7 +96,7 @@ def test_a_forbidden_token_is_never_a_choice():
         assert {choose(logits, sampling, generator, [1], {}) for _ in range(60)} == {5, 299}
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(2, 60), widths, st.integers(0, 2 ** 20), st.floats(0.3, 3.0), st.data())
 def test_repetition_penalty_is_transformers(size, width, seed, penalty, data):
     tokens = st.lists(st.integers(0, size - 1), max_size=20)
@@ -109,7 +109,7 @@ def test_repetition_penalty_is_transformers(size, width, seed, penalty, data):
     assert torch.equal(logits, before)                                                # the model's logits are not written to
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(2, 40), st.integers(0, 2 ** 20), st.floats(-2.0, 2.0), st.floats(-2.0, 2.0), st.data())
 def test_presence_and_frequency_follow_the_api(size, seed, presence, frequency, data):
     """mu[j] - c[j] * alpha_frequency - (c[j] > 0) * alpha_presence, and the prompt does not count."""

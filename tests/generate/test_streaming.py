@@ -4,14 +4,15 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import Scripted, gathered
 
 from hanok.contracts import Request
 from hanok.generate.run import run
 from hanok.text.tokenizer import train
-from scripted import Scripted, gathered
 
-TEXTS = ["한옥은 마루를 가운데 두고 방을 둘러 놓은 집이다.", "기둥과 보, 그리고 마루. 🏠", "a house of posts and beams, the end.\n\n", "끝. 끝났다. END 🙂"] * 3
-TOKENIZER = train("bpe", TEXTS, 330)
+TEXTS = ["한옥은 마루를 가운데 두고 방을 둘러 놓은 집이다.",
+         "기둥과 보, 그리고 마루. 🏠", "a house of posts and beams, the end.\n\n", "끝. 끝났다. END 🙂"]
+TOKENIZER = train("bpe", TEXTS * 3, 330)
 SIZE = TOKENIZER.vocab_size + 3                          # a model's matrix often has more rows than there are tokens
 EOS = TOKENIZER.id_of("<|endoftext|>")
 sentences = st.text(alphabet="한옥마루집끝🏠🙂👩‍👩‍👧é ab\nEND.", max_size=24)
@@ -67,7 +68,7 @@ def test_any_tokens_stream_as_they_decode(ids):
     assert (got, written, reason) == (TOKENIZER.decode(ids), tuple(ids), "length")
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(sentences, st.data())
 def test_stop_strings_are_found_wherever_tokens_end(text, data):
     ids = TOKENIZER.encode(text)

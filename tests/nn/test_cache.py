@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from hanok.contracts import Batch
 from hanok.errors import RequestError
 from hanok.nn.cache import KVCache, Memory, pad_to
 from zoo import BY_NAME, C, V
@@ -92,6 +93,20 @@ def test_a_mark_belongs_to_one_state():
     assert refused.value.kind == "stale"
 
 
+def test_a_mark_is_stale_once_any_of_its_rows_was_cut():
+    twin = Twin(2, 6)
+    twin.step(3, None)
+    kept, lost = twin.cache.snapshot(), twin.cache.snapshot()
+    twin.cache.restore(kept)
+    twin.cache.truncate([3, 2])
+    twin.rows[1].pop()
+    twin.step(2, None)                                                                # slot 2 of row 1 is overwritten
+    with pytest.raises(RequestError) as refused:
+        twin.cache.restore(lost)
+    assert refused.value.kind == "stale"
+    twin.check()
+
+
 def test_a_selection_owns_its_memory():
     twin = Twin(1, 4)
     twin.step(2, None)
@@ -123,7 +138,6 @@ def test_a_state_of_no_rows_waits_for_arrivals():
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "t5-1.0"])
 def test_a_step_in_which_all_rows_wait_changes_nothing(name):
-    from hanok.contracts import Batch
     torch.manual_seed(0)
     model = BY_NAME[name].build()
     source = Batch(torch.randint(V, (2, 4))) if model.reads_source else None

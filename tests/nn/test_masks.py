@@ -70,7 +70,7 @@ def looks(frame, n_rows, span):
     return (frame.mask if frame.mask.dtype == torch.bool else frame.mask[:, :1].isfinite()).expand(shape)[:, 0]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(forwards(), st.booleans())
 def test_a_frame_says_what_its_rules_say(forward, with_bias):
     span, rules, may_look, n_rows, counts = forward
@@ -86,7 +86,7 @@ def test_a_frame_says_what_its_rules_say(forward, with_bias):
         assert torch.equal(frame.mask.expand_as(expected), expected)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(forwards())
 def test_a_rule_that_calls_itself_free_forbids_nothing(forward):
     span, rules, _, n_rows, counts = forward

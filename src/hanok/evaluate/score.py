@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from hanok.contracts import IGNORE_INDEX, Batch, Model
-from hanok.errors import DataError
+from hanok.errors import ConfigError, DataError
 from hanok.nn.loss import chunk_tokens, token_cross_entropy
 from hanok.text.tokenizer import Tokenizer
 
@@ -54,16 +55,19 @@ def score_batches(model: Model, batches: Iterable[Batch], lengths: np.ndarray, d
     for batch in batches:
         batch = batch.to(device)
         assert batch.targets is not None
-        total, n = token_cross_entropy(model.hidden(batch), batch.targets, model.head, chunk_size=chunk_tokens(len(lengths)))
+        head: Any = model.head
+        total, n = token_cross_entropy(model.hidden(batch), batch.targets, head, chunk_size=chunk_tokens(len(lengths)))
         counted = batch.targets[batch.targets != IGNORE_INDEX].cpu().numpy()
         tokens, nats, n_bytes = tokens + n, nats + total.item(), n_bytes + int(lengths[counted].sum())
     return Score(tokens, nats, n_bytes)
 
 
 def strided(token_ids: Sequence[int], window: int) -> Iterator[Batch]:
-    """One row a batch: windows of `window` tokens that advance by half; each asks for what no earlier one asked for."""
+    """One row a batch: windows of `window` tokens that advance by half; each asks for what no earlier one asked for. ConfigError: no room for two."""
+    if window < 2:
+        raise ConfigError(f"a context of {window} cannot predict one token from another; at least 2 are needed")
     asked = 1                                            # the first token is context only
-    for start in range(0, len(token_ids), max(1, window // 2)):
+    for start in range(0, len(token_ids), window // 2):
         ids = torch.tensor([token_ids[start:start + window]])
         targets = torch.full_like(ids, IGNORE_INDEX)
         new = asked - start - 1                          # the position that predicts the first token not yet asked for

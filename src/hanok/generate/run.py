@@ -89,11 +89,10 @@ def check(model: Generator, request: Request, max_seq_len: int | None) -> int:
         raise RequestError(f"n is {request.n} and max_new_tokens {request.max_new_tokens}; expected 1 or more of each")
     if max_seq_len is None:
         return request.max_new_tokens
-    for name, ids in (("prompt", request.token_ids), ("source", request.source_ids or ())):
+    for name, ids, most in (("prompt", request.token_ids, max_seq_len - 1), ("source", request.source_ids or (), max_seq_len)):
         n = len(ids)
-        if n >= max_seq_len + (name == "source"):
-            raise RequestError(f"the {name} has {n} tokens, the model's context {max_seq_len}; shorten it by at least {n - max_seq_len + 1}",
-                               "too_long")
+        if n > most:
+            raise RequestError(f"the {name} has {n} tokens, the model's context {max_seq_len}; shorten it by at least {n - most}", "too_long")
     return min(request.max_new_tokens, max_seq_len - len(request.token_ids))
 
 
@@ -107,6 +106,8 @@ def run(model: Generator, requests: Sequence[Request], tokenizer: Tokenizer | No
     rows = [Row(request, number, index, tokenizer.stream() if tokenizer else None, StopMatcher(request.stop), budget,
                 choice.generator_of(request.sampling.seed, index))
             for number, (request, budget) in enumerate(zip(requests, budgets)) for index in range(request.n)]
+    if not rows:
+        return
     with torch.inference_mode():
         state, hidden = prefill(model, requests, budgets)
         if len(rows) > len(requests):
@@ -141,7 +142,8 @@ def choose(logits: Tensor, rows: Sequence[Row]) -> list[int]:
         return logits.argmax(-1).tolist()
     chosen = []
     for row, line in zip(rows, logits):
-        if row.n_tokens < row.request.min_new_tokens and row.request.stop_ids:
-            line = line.index_fill(0, torch.tensor(list(row.request.stop_ids), device=line.device), float("-inf"))
+        if row.n_tokens < row.request.min_new_tokens:
+            barred = [token_id for token_id in row.request.stop_ids if 0 <= token_id < len(line)]
+            line = line.index_fill(0, torch.tensor(barred, dtype=torch.long, device=line.device), float("-inf"))
         chosen.append(choice.choose(line, row.request.sampling, row.generator, row.request.token_ids, row.counts))
     return chosen

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hanok.nn.attention import Append, SelfAttention, attend
-from hanok.nn.layers import GatedMLP
+from hanok.nn.layers import GatedMLP, PostNorm, PreNorm
 from hanok.nn.masks import Frame
 from hanok.nn.position import rotate
 
@@ -76,11 +76,35 @@ class FusedGatedMLP(nn.Module):
 
     def __init__(self, plain: GatedMLP, linear: Callable[[Sequence[nn.Linear]], StreamLinear]):
         super().__init__()
-        self.gate_up, self.down, self.activation = linear([plain.gate, plain.up]), linear([plain.down]), apart(plain.activation)
+        self.gate_up, self.down = linear([plain.gate, plain.up]), linear([plain.down])
+        self.activation = nn.SiLU(inplace=True) if type(plain.activation) is nn.SiLU else apart(plain.activation)
 
     def forward(self, x: Tensor) -> Tensor:                                           # (B,T,D) -> (B,T,D)
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(self.activation(gate) * up)
+        return self.down(self.activation(gate).mul_(up))
+
+
+class LeanRMSNorm(nn.Module):
+    """RMSNorm in one pass that reads and two that write; torch's own CPU version takes five."""
+
+    def __init__(self, plain: nn.RMSNorm, eps: float):
+        super().__init__()
+        self.weight, self.width, self.eps = plain.weight, plain.normalized_shape[0], eps
+
+    def forward(self, x: Tensor) -> Tensor:                                           # (...,D) -> (...,D)
+        squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
+        return x.mul(squares.div_(self.width).add_(self.eps).rsqrt_()).mul_(self.weight)
+
+
+class LeanResidual(nn.Module):
+    """PreNorm and PostNorm that add into what the sublayer has just made."""
+
+    def __init__(self, before: nn.Module, after: nn.Module):
+        super().__init__()
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor, sublayer: nn.Module, *args) -> Tensor:
+        return self.after(sublayer(self.before(x), *args).add_(x))
 
 
 def apart(module: nn.Module, child: Callable[[nn.Module], nn.Module] | None = None) -> nn.Module:
@@ -129,6 +153,12 @@ def lower(model: nn.Module) -> nn.Module:
             return FusedGatedMLP(module, linear)
         if type(module) is nn.Linear:
             return linear([module])
+        if type(module) is nn.RMSNorm and module.eps and len(module.normalized_shape) == 1:
+            return LeanRMSNorm(module, module.eps)
+        if type(module) is PreNorm:
+            return LeanResidual(replaced(module.norm), nn.Identity())
+        if type(module) is PostNorm:
+            return LeanResidual(nn.Identity(), replaced(module.norm))
         return apart(module, lambda part: seen.setdefault(id(part), replaced(part)))
 
     seen: dict[int, nn.Module] = {}

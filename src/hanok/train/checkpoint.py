@@ -37,8 +37,11 @@ class Run:
         """One more row of metrics.csv."""
         self.rows.append(values)
         row = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
-        with open(self.out / "metrics.csv", "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n").writerow(row)
+        try:
+            with open(self.out / "metrics.csv", "a", newline="") as file:
+                csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n").writerow(row)
+        except OSError as error:
+            raise disk_error(self.out / "metrics.csv", error) from None
 
     def checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int = 2) -> Path:
         """Writes what a run needs to go on, atomically, and forgets all but the newest `keep`."""

@@ -15,16 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from hanok import runtime
-from hanok.bundle.bundle import Bundle, Generation, write_files
+from hanok.bundle.bundle import Bundle, Generation, empty_model, write_files
 from hanok.config import from_dict, to_dict
 from hanok.data.corpus import Corpus, build_corpus
 from hanok.data.loader import Loader, windows
 from hanok.data.objectives import causal
 from hanok.data.sources import Document, hash_sources, read_documents, split
-from hanok.errors import ConfigError
+from hanok.errors import ConfigError, DataError
 from hanok.evaluate.score import Score, byte_lengths, score_batches
 from hanok.models import catalog
 from hanok.models.family import Family
@@ -36,7 +35,6 @@ from hanok.train.recipe import Recipe
 from hanok.train.trainer import Step, Trainer
 
 Say = Callable[[str], None]
-END_OF_TEXT = "<|endoftext|>"
 
 
 @dataclass
@@ -65,13 +63,17 @@ def prepare(recipe: Recipe, say: Say = lambda line: None) -> Prepared:
     n_bytes = sum(len(document.text.encode()) for document in documents)
     say(f"read {len(documents):,} documents, {n_bytes / 1e6:.1f} MB; held out {len(held_out):,} for validation")
     tokenizer = tokenizer_of(recipe, train, say)
-    seq_len = recipe.data.seq_len or preset.max_seq_len
-    sizes = {**to_dict(preset), "vocab_size": tokenizer.vocab_size, "max_seq_len": seq_len, **recipe.model.sizes}
-    config = from_dict(family.config, sizes, "model.sizes")
+    sizes = {**to_dict(preset), "vocab_size": tokenizer.vocab_size, "max_seq_len": recipe.data.seq_len or preset.max_seq_len, **recipe.model.sizes}
+    config: Any = from_dict(family.config, sizes, "model.sizes")
+    empty_model(family, config)
+    if recipe.data.seq_len and recipe.data.seq_len > config.max_seq_len:
+        raise ConfigError(f"data.seq_len is {recipe.data.seq_len}, model.sizes.max_seq_len {config.max_seq_len}; a row has to fit into the context")
     if config.vocab_size < tokenizer.vocab_size:
         raise ConfigError(f"model.sizes.vocab_size is {config.vocab_size}, the tokenizer has {tokenizer.vocab_size} tokens; leave it out")
     sources = hash_sources([Path(source) for source in recipe.data.sources])
     corpora = corpus_of(train, tokenizer, sources), corpus_of(held_out, tokenizer, sources)
+    if len(corpora[1]) < 2:
+        raise DataError("the validation text is a single token; give more text or a larger data.validation")
     return Prepared(recipe, family, config, tokenizer, *corpora, sources, train, held_out)
 
 
@@ -82,10 +84,11 @@ def tokenizer_of(recipe: Recipe, documents: Iterable[Document], say: Say) -> Tok
         return Tokenizer.load(Path(told.path))
     texts, budget = [], told.train_bytes
     for document in documents:
-        if budget <= 0:
+        text = document.text.encode()[:budget]
+        if not text:
             break
-        texts.append(document.text[:budget])
-        budget -= len(document.text)
+        texts.append(text.decode(errors="ignore"))
+        budget -= len(text)
     tokenizer = train_tokenizer(told.kind, texts, told.vocab_size)
     say(f"trained a {told.kind} tokenizer of {tokenizer.vocab_size:,} tokens")
     return tokenizer
@@ -109,7 +112,7 @@ class Pretraining:
             torch.set_num_threads(recipe.train.threads)
         runtime.seed_everything(recipe.train.seed)
         self.device = runtime.device()
-        self.model: nn.Module = prepared.family.build(prepared.config).to(self.device)
+        self.model: Any = prepared.family.build(prepared.config).to(self.device)
         settings = recipe.train
         self.loader = Loader(prepared.train, seq_len=recipe.data.seq_len or prepared.config.max_seq_len, batch_size=settings.micro_batch_size,
                              seed=settings.seed, objective=partial(causal, separate=recipe.data.separate))
@@ -159,7 +162,7 @@ class Pretraining:
     def bundle(self) -> Bundle:
         """What was learned so far, as a bundle."""
         tokenizer = self.prepared.tokenizer
-        end = tokenizer.id_of(END_OF_TEXT)
+        end = self.prepared.train.info.end_id
         metrics = {"steps": self.trainer.n_steps, "tokens": self.trainer.n_tokens, "seconds": round(self.trainer.seconds, 1)}
         if self.validation is not None:
             metrics |= {"validation_loss": round(self.validation.loss, 4), "validation_bits_per_byte": round(self.validation.bits_per_byte, 4)}

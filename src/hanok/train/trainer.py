@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.errors import DataError
@@ -39,7 +39,8 @@ class Trainer:
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Batch], recipe: TrainRecipe, *, vocab_size: int,
                  device: torch.device | str = "cpu"):
-        self.model, self.optimizer, self.batches, self.recipe, self.device = model, optimizer, batches, recipe, device
+        self.model: Any = model
+        self.optimizer, self.batches, self.recipe, self.device = optimizer, batches, recipe, device
         self.chunk_size = chunk_tokens(vocab_size)
         self.n_steps, self.n_tokens, self.seconds = 0, 0, 0.0
 
@@ -54,27 +55,31 @@ class Trainer:
         return self.progress >= 1.0
 
     def step(self) -> Step:
-        """One update. DataError where the loss is no number: what was learned until then stands."""
+        """One update. DataError where there is no target, or the loss or its gradient is no number: what was learned until then stands."""
         begin = time.perf_counter()
         rate = self.recipe.learning_rate * cosine(self.n_steps, self.progress, warmup_steps=self.recipe.warmup_steps, floor=self.recipe.floor)
         micro_batches = [next(self.batches) for _ in range(self.recipe.grad_accum_steps)]
-        n_targets = sum(int((batch.targets != IGNORE_INDEX).sum()) for batch in micro_batches)
+        n_targets = sum(int(targets_of(batch).ne(IGNORE_INDEX).sum()) for batch in micro_batches)
+        if not n_targets:
+            raise DataError(f"the batches of step {self.n_steps + 1} ask for nothing; give documents of more than one token")
         total = 0.0
         for batch in micro_batches:
             batch = batch.to(self.device)
-            loss, _ = token_cross_entropy(self.model.hidden(batch), batch.targets, self.model.head, chunk_size=self.chunk_size)
+            loss, _ = token_cross_entropy(self.model.hidden(batch), targets_of(batch), self.model.head, chunk_size=self.chunk_size)
             (loss / n_targets).backward()
             total += loss.item()
-        if not math.isfinite(total):
-            raise DataError(f"the loss of step {self.n_steps + 1} is {total / n_targets}; lower train.learning_rate ({self.recipe.learning_rate}) or "
-                            "raise train.warmup_steps")
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip or math.inf).item()
+        for what, value in (("loss", total / n_targets), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                self.optimizer.zero_grad(set_to_none=True)
+                raise DataError(f"the {what} of step {self.n_steps + 1} is {value}; lower train.learning_rate ({self.recipe.learning_rate}) or "
+                                "raise train.warmup_steps")
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         took = time.perf_counter() - begin
         self.n_steps, self.n_tokens, self.seconds = self.n_steps + 1, self.n_tokens + n_targets, self.seconds + took
-        return Step(self.n_steps, self.n_tokens, self.seconds, total / n_targets, rate, norm.item(), min(1.0, self.progress), n_targets / took)
+        return Step(self.n_steps, self.n_tokens, self.seconds, total / n_targets, rate, norm, min(1.0, self.progress), n_targets / took)
 
     def run(self, *on_step: Callable[[Step], Any]) -> None:
         """Updates until the run is done; each callback sees each of them."""
@@ -84,3 +89,10 @@ class Trainer:
             for callback in on_step:
                 callback(step)
         self.model.eval()
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """What is asked of a batch. DataError where nothing is."""
+    if batch.targets is None:
+        raise DataError("a batch without targets was drawn; an objective that asks for something was expected")
+    return batch.targets
