@@ -90,7 +90,8 @@ CASES = [
     Case("llama-linear-rope", "llama", LlamaConfig(*SIZES, 2, F, C, d_head=8, rope_scaling=RopeScaling("linear", 4.0), tie_embeddings=False),
          lambda: llama_twin({"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0})),
     Case("llama-llama3-rope", "llama",
-         LlamaConfig(*SIZES, 2, F, C, d_head=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16), tie_embeddings=False), lambda: llama_twin(LLAMA3_ROPE)),
+         LlamaConfig(*SIZES, 2, F, C, d_head=8, rope_scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 16), tie_embeddings=False),
+         lambda: llama_twin(LLAMA3_ROPE)),
     Case("qwen3", "qwen3", LlamaConfig(*SIZES, 2, F, C, d_head=16, qk_norm=True), lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
         vocab_size=V, hidden_size=D, num_attention_heads=H, num_key_value_heads=2, head_dim=16, num_hidden_layers=L, intermediate_size=F,
         max_position_embeddings=C, tie_word_embeddings=True))),

@@ -33,7 +33,7 @@ class Answer:
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str                       # stop or length
-    n_prompt_tokens: int
+    n_prompt_tokens: int                     # of an encoder-decoder: of its source
 
     def __str__(self) -> str:
         return self.text
@@ -44,7 +44,7 @@ class LoadedModel:
 
     def __init__(self, bundle: Bundle, where: str = "this model"):
         self.bundle, self.where, self.config, self.family = bundle, where, bundle.config, bundle.family
-        self.model = lower(bundle.model)
+        self.model: Any = lower(bundle.model)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -56,8 +56,11 @@ class LoadedModel:
         """The chat template. RequestError where the bundle has none."""
         if self.bundle.chat_template is None:
             raise RequestError(f"{self.where} has no chat_template.jinja: it was not trained to chat; use generate", "unsupported")
-        ids = self.bundle.generation.stop_ids
-        return ChatTemplate(self.bundle.chat_template, self.tokenizer, {"eos_token": self.tokenizer.token(ids[0])} if ids else {})
+        words, ends = self.tokenizer, self.bundle.generation.stop_ids
+        plain, framed = words.encode("a"), words.encode("a", add_special=True)
+        begins = framed[:1] if framed[:1] != plain[:1] else []
+        named = (("bos_token", begins), ("eos_token", ends))
+        return ChatTemplate(self.bundle.chat_template, words, {name: words.token(ids[0]) for name, ids in named if ids})
 
     # ---- writing ---------------------------------------------------------------------------------------------
     def generate(self, prompt: str, **options: Any) -> Answer:
@@ -97,7 +100,7 @@ class LoadedModel:
         said = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
         return self.asked(self.template.encode(said, add_generation_prompt=True), None, **options)
 
-    def asked(self, token_ids: Sequence[int], source_ids: Sequence[int] | None, **options: Any) -> Request:
+    def asked(self, token_ids: Sequence[int], source_ids: Sequence[int] | None, /, **options: Any) -> Request:
         """Token ids and options as a request. RequestError names an option that does not exist."""
         defaults = self.bundle.generation
         names = set(Sampling.__dataclass_fields__)
@@ -123,7 +126,7 @@ class LoadedModel:
         pieces: list[list[list[Chunk]]] = [[[] for _ in range(request.n)] for request in requests]
         for number, chunk in self.run(requests):
             pieces[number][chunk.index].append(chunk)
-        return [[whole(chunks, len(request.token_ids)) for chunks in answers] for request, answers in zip(requests, pieces)]
+        return [[whole(chunks, len(request.source_ids or request.token_ids)) for chunks in answers] for request, answers in zip(requests, pieces)]
 
     # ---- reading -----------------------------------------------------------------------------------------------
     def score(self, text: str) -> Score:
@@ -140,9 +143,11 @@ class LoadedModel:
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
         """A vector of length 1 for each text: (N,D), pooled from the last hidden vectors as generation.json says (mean, where it says nothing).
 
-        A text beyond the context is cut there. DataError for an empty text.
+        A text beyond the context is cut there. RequestError for an empty text.
         """
         generation = self.bundle.generation
+        if batch_size < 1:
+            raise RequestError(f"batch_size is {batch_size}; expected 1 or more")
         if isinstance(texts, str):
             raise RequestError("embed takes a list of texts; got one string: write [text]")
         ids = [row[:self.config.max_seq_len] for row in self.tokenizer.encode_batch(texts, add_special=generation.add_special)]

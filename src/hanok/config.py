@@ -19,6 +19,8 @@ from hanok.disk import read_text, write_text
 from hanok.errors import ConfigError, nearest
 
 C = TypeVar("C")
+MOST_ON_A_LINE = 4
+"""Items of a list that TOML shows side by side."""
 
 
 def from_dict(cls: type[C], data: Mapping[str, Any], where: str = "") -> C:
@@ -179,5 +181,7 @@ def _toml_value(value: Any) -> str:
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, list | tuple):
+        if len(value) > MOST_ON_A_LINE:
+            return "[\n" + "".join(f"    {_toml_value(part)},\n" for part in value) + "]"
         return "[" + ", ".join(map(_toml_value, value)) + "]"
     return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -151,6 +151,28 @@ def test_other_precisions_keep_torchs_kernels(dtype):
     torch.testing.assert_close(got, expected, atol=0.3 if dtype == torch.bfloat16 else 1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_norms_as_torch_does(dtype):
+    """The sum of a wide vector's squares overflows fp16 and rounds coarsely in bf16."""
+    torch.manual_seed(0)
+    norm, x = nn.RMSNorm(64, eps=1e-6).to(dtype), (60 * torch.randn(9, 64)).to(dtype)
+    with torch.no_grad():
+        assert torch.equal(lower(nn.Sequential(norm))(x), norm(x))
+
+
+@everyone
+def test_gradients_need_not_be_switched_off(case):
+    """Who calls a lowered model without inference mode gets the same numbers, and no graph."""
+    model = case.build()
+    low, batch = lower(model), Batch(ids(2, 6), source_ids=ids(2, 5) if case.reads_source else None)
+    embedded = []
+    low.embed.register_forward_hook(lambda module, args, out: embedded.append((out, out.clone())))
+    got = low(batch)
+    close(got, model(batch).detach())
+    assert not got.requires_grad
+    assert all(torch.equal(out, copy) for out, copy in embedded)                      # no layer writes into what another one made
+
+
 def opened(case, tmp_path):
     """The model as a bundle holds it: its weights are views of one file."""
     model = case.build()

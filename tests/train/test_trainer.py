@@ -65,8 +65,8 @@ def weights(made: Trainer) -> torch.Tensor:
 def test_the_trainer_does_what_plain_torch_does():
     """Logits in full, torch's own loss, clipping and AdamW, and the schedule's formula."""
     made, net = trainer(), model(CONFIG)
-    matrices, vectors = [p for p in net.parameters() if p.ndim > 1], [p for p in net.parameters() if p.ndim == 1]
-    plain = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], lr=1, betas=(0.9, 0.95), eps=1e-8)
+    groups = [{"params": [p for p in net.parameters() if p.ndim == n], "weight_decay": decay} for n, decay in ((2, 0.1), (1, 0.0))]
+    plain = torch.optim.AdamW(groups, lr=1, betas=(0.9, 0.95), eps=1e-8)
     for n, step in enumerate(run(made)):
         batch = draw(8, n)
         rate = 1e-2 * min(1, (n + 1) / 4) * (0.1 + 0.9 * (1 + math.cos(math.pi * n / 20)) / 2)
@@ -250,7 +250,7 @@ class Steep(nn.Module):
 def test_a_gradient_that_is_no_number_is_told_before_it_spoils_the_weights():
     made = trainer(net=Steep())
     before = weights(made)
-    with pytest.raises(DataError, match=r"the gradient's norm of step 1 is (inf|nan); lower train.learning_rate \(0.01\) or raise train.warmup_steps"):
+    with pytest.raises(DataError, match=r"the gradient's norm of step 1 is (inf|nan); lower train.learning_rate \(0.01\) or raise train.warmup"):
         made.run()
     assert torch.equal(weights(made), before) and all(p.grad is None for p in made.model.parameters())
 

@@ -5,10 +5,11 @@ import re
 from pathlib import Path
 
 from hanok import runtime
-from hanok.bundle.bundle import is_bundle, save_bundle
+from hanok.bundle.bundle import Bundle, is_bundle, save_bundle
 from hanok.bundle.download import Progress
 from hanok.bundle.hub import CATALOGUE, Fetched, fetch
 from hanok.bundle.imports import load_any
+from hanok.config import read_json
 from hanok.disk import refuse_occupied
 from hanok.errors import DataError
 
@@ -30,18 +31,21 @@ def name_of(source: str) -> str:
 def pull(source: str, to: Path | str | None = None, *, progress: Progress | None = None, offline: bool = False) -> Path:
     """The bundle's folder. What was pulled before is found again without a network. HanokError on anything that is not as it should be."""
     out = Path(to) if to is not None else models_dir() / name_of(source)
+    asked = str(Path(source).resolve()) if Path(source).exists() else source
     if to is not None:
         refuse_occupied(out)
     elif is_bundle(out):
+        before = read_json(out / "manifest.json").get("parent", {}).get("asked")
+        if asked not in (before, *CATALOGUE):
+            raise DataError(f"the name {out.name} is taken: it was pulled from {before}; choose a folder for {source} with --to")
         return out
-    fetched = fetch(source, progress=progress, offline=offline)
-    save_bundle(_bundle(fetched), out)
+    save_bundle(_bundle(fetch(source, progress=progress, offline=offline), asked), out)
     return out
 
 
-def _bundle(fetched: Fetched):
+def _bundle(fetched: Fetched, asked: str) -> Bundle:
     bundle = load_any(fetched.folder_or_file)
-    parent = {**bundle.manifest.get("parent", {}), "source": fetched.source, "files_sha256": fetched.sha256}
+    parent = {**bundle.manifest.get("parent", {}), "asked": asked, "source": fetched.source, "files_sha256": fetched.sha256}
     bundle.manifest = {**bundle.manifest, "parent": parent, **({"licence": fetched.licence} if fetched.licence else {})}
     return bundle
 

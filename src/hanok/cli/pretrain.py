@@ -32,10 +32,7 @@ def pretrain(
     prepared = prepare(recipe, (lambda line: None) if quiet else say)
     run = Pretraining(prepared, out)
     with report.Progress("training", total=100, unit="percent", quiet=quiet) as bar:
-        try:
-            bundle = run.run(lambda step: bar.update(100 * step.progress, **live(step, run)))
-        except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"what was learned so far is in {shown(run.checkpoint())}") from None
+        bundle = run.run(lambda step: bar.update(100 * step.progress, **live(step, run)))
     curve(run)
     metrics = bundle.manifest["metrics"]
     if json:
@@ -53,19 +50,7 @@ def make_recipe(text: list[Path], family: str, preset: str, steps: int | None, s
     told["model"] |= {"family": family, "preset": preset}
     told["data"] |= {"sources": [str(path) for path in text], "encoding": encoding}
     told["train"] |= {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
-    recipe = from_dict(Recipe, override(told, settings), "recipe")
-    check_sizes(recipe)
-    return recipe
-
-
-def check_sizes(recipe: Any) -> None:
-    """ConfigError before any text is read, where there can be no model of these sizes."""
-    from hanok.bundle.bundle import empty_model
-    from hanok.config import from_dict, to_dict
-    from hanok.models import catalog
-    family = catalog.family(recipe.model.family)
-    sizes = {**to_dict(catalog.preset(family.name, recipe.model.preset)), **recipe.model.sizes}
-    empty_model(family, from_dict(family.config, sizes, "model.sizes"))
+    return from_dict(Recipe, override(told, settings), "recipe")
 
 
 def live(step: Any, run: Any) -> dict[str, Any]:

@@ -36,10 +36,10 @@ class Story:
 
 def quickstart(
     *,
-    text: Annotated[list[Path] | None, Parameter(help="Files and folders to learn from; else the Python standard library's source.")] = None,
+    text: Annotated[list[Path] | None, Parameter(negative="", help="What to learn from; else the Python standard library's source.")] = None,
     out: Annotated[Path | None, Parameter(help="The run's new folder; runs/quickstart, or the next free name.")] = None,
     seconds: Annotated[float, Parameter(help="Training time.")] = 120.0,
-    prompt: Annotated[str, Parameter(help="What the model is asked to go on from while it learns.")] = PROMPT,
+    prompt: Annotated[str, Parameter(show_default=False, help="What the model is asked to go on from while it learns.")] = PROMPT,
     offline: Annotated[bool, Parameter(negative="", help="Leave out what was not fetched before.")] = False,
     seed: Annotated[int, Parameter(help="Of weights and of the order of the text.")] = 0,
 ) -> None:

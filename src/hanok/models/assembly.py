@@ -4,7 +4,8 @@ No `forward` here asks which family it is in. B batch, T query positions, S sour
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,7 +40,8 @@ class CausalLM(nn.Module):
     @torch.no_grad()
     def start(self, source: Batch | None, batch_size: int, capacity: int) -> KVCache:
         """An empty state for `batch_size` rows of at most `capacity` tokens."""
-        attention, weight = self.stack.blocks[0].attention, self.embed.token.weight
+        block: Any = self.stack.blocks[0]
+        attention, weight = block.attention, self.embed.token.weight
         shape = (len(self.stack.blocks), 2, batch_size, attention.n_kv_heads, capacity, attention.d_head)
         return KVCache(weight.new_zeros(shape), [0] * batch_size, self.remember(source))
 
@@ -98,8 +100,8 @@ class Seq2Seq(CausalLM):
         if source is None:
             raise ValueError("an encoder-decoder needs a source; give source_ids")
         encoded = self.encoder.hidden(source)                                         # (B,S,D)
-        kv = torch.stack([torch.stack(block.cross.keys_values(encoded)) for block in self.stack.blocks])
-        return Memory(kv, source.keep)
+        blocks: Iterable[Any] = self.stack.blocks
+        return Memory(torch.stack([torch.stack(block.cross.keys_values(encoded)) for block in blocks]), source.keep)
 
 
 def tie(head: nn.Linear, embed: Embedding) -> nn.Linear:

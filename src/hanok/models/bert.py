@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hanok.models.assembly import EncoderLM, initialise
-from hanok.models.family import REQUIRED, Family, HFTable, Weight, dense, same
+from hanok.models.family import REQUIRED, Family, HFTable, Sizes, Weight, dense, same
 from hanok.nn.attention import SelfAttention
 from hanok.nn.layers import MLP, PostNorm, SegmentEmbedding, activation
 from hanok.nn.position import Learned, Position
@@ -19,7 +19,7 @@ from hanok.nn.stack import Block, Stack
 
 
 @dataclass(frozen=True)
-class BertConfig:
+class BertConfig(Sizes):
     """Sizes of a BERT."""
     vocab_size: int                                      # tokens
     d_model: int                                         # width of the residual stream

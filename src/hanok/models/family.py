@@ -6,10 +6,28 @@ here, names that do not touch the logits, and a list of weights. An importer ref
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from torch import Tensor, nn
+
+from hanok.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The base of every family's config. ConfigError for a size below 1, a dropout that is no probability, an epsilon that is not above 0."""
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, int) and not isinstance(value, bool) and value < 1:
+                raise ConfigError(f"{f.name} is {value}; expected 1 or more")
+            if f.name.endswith("dropout") and not 0 <= value < 1:
+                raise ConfigError(f"{f.name} is {value}; expected 0 or more and less than 1")
+            if f.name in ("norm_eps", "rope_theta") and not value > 0:
+                raise ConfigError(f"{f.name} is {value}; expected more than 0")
+
 
 REQUIRED = object()
 """A setting without a default: a file that lacks it is refused."""

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from hanok.models.assembly import CausalLM, initialise, tie
-from hanok.models.family import REQUIRED, TRANSPOSED, Family, HFTable, Layout, Weight, dense, same
+from hanok.models.family import REQUIRED, TRANSPOSED, Family, HFTable, Layout, Sizes, Weight, dense, same
 from hanok.nn.attention import SelfAttention
 from hanok.nn.layers import MLP, Embedding, PostNorm, PreNorm, activation
 from hanok.nn.position import Learned, Position, Sinusoidal
@@ -22,7 +22,7 @@ from hanok.nn.stack import Block, Stack
 
 
 @dataclass(frozen=True)
-class GPTConfig:
+class GPTConfig(Sizes):
     """Sizes of a GPT."""
     vocab_size: int                                      # tokens
     d_model: int                                         # width of the residual stream

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hanok.config import to_dict
 from hanok.errors import ConfigError
 from hanok.models.assembly import CausalLM, initialise, tie
-from hanok.models.family import REQUIRED, Family, GGUFTable, HFTable, Layout, Weight, same
+from hanok.models.family import REQUIRED, Family, GGUFTable, HFTable, Layout, Sizes, Weight, same
 from hanok.nn.attention import SelfAttention
 from hanok.nn.layers import Embedding, GatedMLP, PreNorm
 from hanok.nn.position import Position, Rotary, inverse_frequencies, linear_scaling, llama3_scaling
@@ -32,7 +32,7 @@ class RopeScaling:
 
 
 @dataclass(frozen=True)
-class LlamaConfig:
+class LlamaConfig(Sizes):
     """Sizes of a Llama or a Qwen3."""
     vocab_size: int                                      # tokens
     d_model: int                                         # width of the residual stream
@@ -72,7 +72,7 @@ def build(config: LlamaConfig) -> CausalLM:
     norm = partial(nn.RMSNorm, config.d_model, eps=config.norm_eps)
 
     def block() -> Block:
-        head_norms = [nn.RMSNorm(head_width(config), eps=config.norm_eps) for _ in range(2 * config.qk_norm)] or [None, None]
+        head_norms = [nn.RMSNorm(head_width(config), eps=config.norm_eps) if config.qk_norm else None for _ in range(2)]
         attention = SelfAttention(config.d_model, config.n_heads, n_kv_heads=config.n_kv_heads, d_head=config.d_head, qkv_bias=False, out_bias=False,
                                   q_norm=head_norms[0], k_norm=head_norms[1])
         return Block(lambda: PreNorm(norm(), config.dropout), attention, GatedMLP(config.d_model, config.d_ff, nn.SiLU()))

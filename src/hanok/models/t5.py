@@ -11,7 +11,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hanok.models.assembly import Encoder, Seq2Seq
-from hanok.models.family import REQUIRED, Family, HFTable, Weight, same
+from hanok.models.family import REQUIRED, Family, HFTable, Sizes, Weight, same
 from hanok.nn.attention import CrossAttention, SelfAttention
 from hanok.nn.layers import MLP, Embedding, GatedMLP, PreNorm, ScaledHead, activation
 from hanok.nn.position import Position, RelativeBias
@@ -19,7 +19,7 @@ from hanok.nn.stack import Block, Stack
 
 
 @dataclass(frozen=True)
-class T5Config:
+class T5Config(Sizes):
     """Sizes of a T5."""
     vocab_size: int                                      # tokens
     d_model: int                                         # width of the residual stream

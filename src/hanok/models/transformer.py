@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from hanok.models.assembly import Encoder, Seq2Seq
-from hanok.models.family import REQUIRED, ROW, Family, HFTable, Weight, dense, same
+from hanok.models.family import REQUIRED, ROW, Family, HFTable, Sizes, Weight, dense, same
 from hanok.nn.attention import CrossAttention, SelfAttention
 from hanok.nn.layers import MLP, Embedding, PostNorm, activation
 from hanok.nn.position import Position, Sinusoidal
@@ -21,7 +21,7 @@ from hanok.nn.stack import Block, Stack
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Sizes):
     """Sizes of a 2017 Transformer (table 3 of the paper)."""
     vocab_size: int                                      # tokens, of both languages together
     d_model: int                                         # width of the residual stream

@@ -89,7 +89,7 @@ class LeanRMSNorm(nn.Module):
 
     def __init__(self, plain: nn.RMSNorm, eps: float):
         super().__init__()
-        self.weight, self.width, self.eps = plain.weight, plain.normalized_shape[0], eps
+        self.weight, self.width, self.eps = nn.Parameter(plain.weight.detach(), False), plain.normalized_shape[0], eps
 
     def forward(self, x: Tensor) -> Tensor:                                           # (...,D) -> (...,D)
         squares = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_()
@@ -108,9 +108,10 @@ class LeanResidual(nn.Module):
 
 
 def apart(module: nn.Module, child: Callable[[nn.Module], nn.Module] | None = None) -> nn.Module:
-    """Another object with the same weights, its parts made by `child`: what is set or hooked on one is not seen on the other."""
+    """Another object with the same weights but no gradients, its parts made by `child`: what is set or hooked on one is not seen on the other."""
     new = copy.copy(module)
     vars(new).update({name: value.copy() for name, value in vars(module).items() if isinstance(value, dict)})
+    new._parameters = {name: None if weight is None else nn.Parameter(weight.detach(), False) for name, weight in module._parameters.items()}
     new._modules = {name: part if part is None else (child or apart)(part) for name, part in module._modules.items()}
     return new
 
@@ -139,7 +140,8 @@ def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
 def lower(model: nn.Module) -> nn.Module:
     """A model for inference that shares `model`'s weights and computes the same. Elsewhere than on an fp32 CPU the kernels stay torch's."""
     weight = next(model.parameters())
-    one_dnn = weight.device.type == "cpu" and weight.dtype == torch.float32 and _has_one_dnn()
+    fp32_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
+    one_dnn = fp32_cpu and _has_one_dnn()
 
     def linear(parts: Sequence[nn.Linear]) -> StreamLinear:
         merged = joined([part.weight for part in parts])
@@ -153,7 +155,7 @@ def lower(model: nn.Module) -> nn.Module:
             return FusedGatedMLP(module, linear)
         if type(module) is nn.Linear:
             return linear([module])
-        if type(module) is nn.RMSNorm and module.eps and len(module.normalized_shape) == 1:
+        if fp32_cpu and type(module) is nn.RMSNorm and module.eps and module.elementwise_affine and len(module.normalized_shape) == 1:
             return LeanRMSNorm(module, module.eps)
         if type(module) is PreNorm:
             return LeanResidual(replaced(module.norm), nn.Identity())

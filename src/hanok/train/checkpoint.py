@@ -31,7 +31,7 @@ class Run:
         except OSError as error:
             raise disk_error(self.out, error) from None
         write_text(self.out / "metrics.csv", ",".join(COLUMNS) + "\n")
-        write_text(self.out / "recipe.toml", toml({**to_dict(recipe), "sources": {str(i): source for i, source in enumerate(sources)}}) + "\n")
+        write_text(self.out / "recipe.toml", toml({**to_dict(recipe), "sources": {source["path"]: source["sha256"] for source in sources}}) + "\n")
 
     def record(self, values: dict[str, float]) -> None:
         """One more row of metrics.csv."""

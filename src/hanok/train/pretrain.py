@@ -58,6 +58,7 @@ def prepare(recipe: Recipe, say: Say = lambda line: None) -> Prepared:
         able = ", ".join(f.name for f in catalog.FAMILIES.values() if f.objective == "causal")
         raise ConfigError(f"{family.name} does not learn from the next token of plain text; families that do are {able}")
     preset = catalog.preset(family.name, recipe.model.preset)
+    empty_model(family, from_dict(family.config, {**to_dict(preset), **recipe.model.sizes}, "model.sizes"))      # refused before any text is read
     documents = list(read_documents(recipe.data.sources, encoding=recipe.data.encoding))
     train, held_out = split(documents, recipe.data.validation, recipe.train.seed)
     n_bytes = sum(len(document.text.encode()) for document in documents)
@@ -65,7 +66,6 @@ def prepare(recipe: Recipe, say: Say = lambda line: None) -> Prepared:
     tokenizer = tokenizer_of(recipe, train, say)
     sizes = {**to_dict(preset), "vocab_size": tokenizer.vocab_size, "max_seq_len": recipe.data.seq_len or preset.max_seq_len, **recipe.model.sizes}
     config: Any = from_dict(family.config, sizes, "model.sizes")
-    empty_model(family, config)
     if recipe.data.seq_len and recipe.data.seq_len > config.max_seq_len:
         raise ConfigError(f"data.seq_len is {recipe.data.seq_len}, model.sizes.max_seq_len {config.max_seq_len}; a row has to fit into the context")
     if config.vocab_size < tokenizer.vocab_size:
@@ -128,8 +128,7 @@ class Pretraining:
         try:
             self.trainer.run(self.after_step, *on_step)
         except KeyboardInterrupt:
-            self.checkpoint()
-            raise
+            raise KeyboardInterrupt(f"what was learned so far is in {self.checkpoint()}") from None
         self.checkpoint()
         return self.finish()
 
