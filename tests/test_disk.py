@@ -7,6 +7,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -97,6 +98,62 @@ def test_a_disk_that_takes_no_more_leaves_no_folder(tmp_path):
                                                     " f.write(b'n' * 1500)")
     assert "larger than this place allows" in message and message.count("\n") == 1
     assert not names(tmp_path)
+
+
+def interrupted_everywhere(act, check) -> int:
+    """Runs `act` with a Ctrl-C at its first function call or return, at its second, and so on, until it is through; `check` looks after each."""
+    n, came = 0, True
+    while came:
+        came, left = False, n
+
+        def profile(frame, event, argument) -> None:
+            nonlocal came, left
+            if frame.f_code.co_name != "interrupted_everywhere":
+                left -= 1
+                if left < 0:
+                    came = True
+                    raise KeyboardInterrupt
+
+        try:
+            sys.setprofile(profile)
+            act()
+        except KeyboardInterrupt:
+            assert came
+        finally:
+            sys.setprofile(None)
+        check(came)
+        n += 1
+    return n
+
+
+def test_a_file_is_whole_or_not_at_all_wherever_the_interruption_comes(tmp_path):
+    path = tmp_path / "file"
+
+    def act() -> None:
+        with new_file(path) as handle:
+            handle.write(b"new" * 10_000)
+
+    def check(came: bool) -> None:
+        assert path.read_bytes() in ((b"old", b"new" * 10_000) if came else (b"new" * 10_000,)) and names(tmp_path) == ["file"]
+        path.write_bytes(b"old")
+
+    path.write_bytes(b"old")
+    assert interrupted_everywhere(act, check) > 20
+
+
+def test_a_folder_is_whole_or_not_at_all_wherever_the_interruption_comes(tmp_path):
+    out = tmp_path / "out"
+
+    def act() -> None:
+        with new_dir(out) as folder:
+            write_text(folder / "a", "x")
+            write_text(folder / "b", "y")
+
+    def check(came: bool) -> None:
+        assert names(tmp_path) in (([], ["a", "b", "out"]) if came else (["a", "b", "out"],))
+        shutil.rmtree(out, ignore_errors=True)
+
+    assert interrupted_everywhere(act, check) > 50
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError(28, "No space left on device")])

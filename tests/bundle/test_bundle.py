@@ -251,9 +251,9 @@ def test_a_path_that_is_no_bundle_says_what_it_is(tmp_path, saved):
     ({"n_layers": "many"}, "config.json.n_layers: got 'many', expected a whole number"), ({"n_layers": None}, "'n_layers' is missing"),
     ({"rope_scaling": {"kind": "yarn", "factor": 2}}, "rope_scaling.kind: got 'yarn'; choose from linear, llama3"),
     ({"rope_scaling": {"kind": "linear"}}, "'factor' is missing"), ({"n_heads": 5, "d_head": None}, "d_model 32 is not divisible by n_heads 5"),
-    ({"n_kv_heads": 3}, "n_heads 4 is not divisible by n_kv_heads 3"), ({"d_head": 7}, "a width of 7 is odd"), ({"d_model": -32}, "cannot be built"),
-    ({"n_layers": 0}, "of these sizes cannot be built"), ({"vocab_size": -1}, "cannot be built"), ({"dropout": 7}, "cannot be built"),
-    ({"n_heads": 0, "d_head": None}, "n_heads is 0"), ({"d_ff": 2 ** 62}, "cannot be built"),
+    ({"n_kv_heads": 3}, "n_heads 4 is not divisible by n_kv_heads 3"), ({"d_head": 7}, "a width of 7 is odd"), ({"d_model": -32}, "d_model is -32"),
+    ({"n_layers": 0}, "n_layers is 0; expected 1 or more"), ({"vocab_size": -1}, "vocab_size is -1"), ({"dropout": 7}, "dropout is 7.0; expected"),
+    ({"n_heads": 0, "d_head": None}, "n_heads is 0"), ({"d_ff": 2 ** 62}, "a llama of these sizes cannot be built: "),
 ])
 def test_a_config_that_cannot_be_is_refused_by_name(saved, change, told):
     edit_json(saved / "config.json", **change)

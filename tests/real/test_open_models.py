@@ -20,7 +20,7 @@ from hanok.errors import HubError
 pytestmark = pytest.mark.index
 TEXTS = {
     "English": "The first house had no walls. Posts stood on stones, beams lay on posts, and between them the wind went where it liked, "
-               "until somebody hung paper in the frames and called what was inside a room. Which of the two is the house, the frame or the air that it holds?",
+               "until somebody hung paper in the frames and called what was inside a room. Which of them is the house?",
     "Korean": "처음의 집에는 벽이 없었다. 돌 위에 기둥이 서고 기둥 위에 들보가 놓였으며, 그 사이로 바람이 마음대로 드나들었다. "
               "누군가 문틀에 종이를 바르고 나서야 사람들은 그 안을 방이라고 불렀다.",
     "code": "def rotate(x, cos, sin):\n    half = x.shape[-1] // 2\n    a, b = x[..., :half], x[..., half:]\n"

@@ -38,7 +38,7 @@ def numbers(path: Path) -> list[dict[str, str]]:
 def test_a_new_run_keeps_its_recipe(tmp_path):
     run(tmp_path / "deep" / "run")
     told = read_toml(tmp_path / "deep" / "run" / "recipe.toml")
-    assert told.pop("sources") == {str(n): source for n, source in enumerate(SOURCES)}
+    assert told.pop("sources") == {"one.txt": "ab", "zwei/\n.md": "cd"}
     assert from_dict(Recipe, told) == RECIPE
     assert (tmp_path / "deep" / "run" / "metrics.csv").read_text() == ",".join(COLUMNS) + "\n"
 

@@ -180,7 +180,9 @@ def read_config(family: Family, table: GGUFTable, metadata: Mapping[str, Any], t
     """The metadata as our config. ConfigError names what is missing or unknown."""
     prefix = table.architecture + "."
     told = {name.removeprefix(prefix): value for name, value in metadata.items() if name.startswith(prefix)}
-    values: dict[str, Any] = {"vocab_size": tensors.entries["token_embd.weight"].shape[0] if "token_embd.weight" in tensors else 0}
+    if "token_embd.weight" not in tensors:
+        raise WeightsError(f"{where}: tensor 'token_embd.weight' is missing; is the file complete?")
+    values: dict[str, Any] = {"vocab_size": tensors.entries["token_embd.weight"].shape[0]}
     for theirs, (ours, default) in table.settings.items():
         if theirs in told:
             values[ours] = told[theirs]

@@ -1,8 +1,9 @@
-"""The same model, put together for inference on CPUs: one matrix for q, k and v, one for gate and up, and oneDNN's kernel for few rows.
+"""The same model, put together for inference on CPUs: one matrix for q, k and v, one for gate and up, and oneDNN's kernel.
 
-`F.linear` (MKL) streams the weights of a few rows at half of what the memory gives; oneDNN's kernel does not. It is a private operator, so it is
-looked for and `F.linear` stands behind it. Lowered modules share the weights of the model that they come from: matrices that lie side by side are
-viewed as one, others are copied. Tested equal to the plain modules, which stay the oracle. B batch, T positions, D d_model, H and G heads, K d_head.
+`F.linear` (MKL) streams the weights of a few rows at half of what the memory gives, and multiplies many rows a tenth slower than oneDNN's kernel
+does. That is a private operator, so it is looked for and `F.linear` stands behind it. Lowered modules share the weights of the model that they come
+from: matrices that lie side by side are viewed as one, others are copied. Tested equal to the plain modules, which stay the oracle.
+B batch, T positions, D d_model, H and G heads, K d_head.
 """
 from __future__ import annotations
 
@@ -18,9 +19,6 @@ from hanok.nn.layers import GatedMLP, PostNorm, PreNorm
 from hanok.nn.masks import Frame
 from hanok.nn.position import rotate
 
-FEW_ROWS = 64
-"""Rows up to which oneDNN streams weights faster than `F.linear`."""
-
 
 def _has_one_dnn() -> bool:
     try:
@@ -31,14 +29,14 @@ def _has_one_dnn() -> bool:
 
 
 class StreamLinear(nn.Module):
-    """A linear layer whose kernel is chosen by the number of rows: (...,in) -> (...,out)."""
+    """A linear layer by oneDNN's kernel, or torch's where that is not there: (...,in) -> (...,out)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, one_dnn: bool):
         super().__init__()
         self.weight, self.bias, self.one_dnn = weight, bias, one_dnn
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.one_dnn and x.numel() <= FEW_ROWS * x.size(-1):
+        if self.one_dnn:
             return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
         return F.linear(x, self.weight, self.bias)
 

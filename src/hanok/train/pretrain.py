@@ -121,6 +121,7 @@ class Pretraining:
         self.trainer = Trainer(self.model, self.optimizer, self.loader, settings, vocab_size=prepared.config.vocab_size, device=self.device)
         self.lengths: np.ndarray = byte_lengths(prepared.tokenizer)
         self.validation: Score | None = None
+        self.losses: list[float] = []
         self.run_folder = Run(out, recipe, prepared.sources)
 
     def run(self, *on_step: Callable[[Step], Any]) -> Bundle:
@@ -135,12 +136,15 @@ class Pretraining:
     def after_step(self, step: Step) -> None:
         """Evaluates, records and checkpoints when it is time."""
         settings = self.prepared.recipe.train
+        self.losses.append(step.loss)
         told = {name: value for name, value in dataclasses.asdict(step).items() if name != "progress"}
+        told["loss"] = sum(self.losses) / len(self.losses)                            # of all updates since the last row
         if step.step % settings.eval_every == 0 or self.trainer.done:
             self.validation = self.evaluate()
             told |= {"validation_loss": self.validation.loss, "bits_per_byte": self.validation.bits_per_byte}
         if step.step <= 10 or step.step % 10 == 0 or "validation_loss" in told:
             self.run_folder.record(told)
+            self.losses.clear()
         if settings.checkpoint_every and step.step % settings.checkpoint_every == 0:
             self.checkpoint()
 
