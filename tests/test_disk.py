@@ -101,14 +101,15 @@ def test_a_disk_that_takes_no_more_leaves_no_folder(tmp_path):
 
 
 def interrupted_everywhere(act, check) -> int:
-    """Runs `act` with a Ctrl-C at its first function call or return, at its second, and so on, until it is through; `check` looks after each."""
+    """Runs `act` with a Ctrl-C at the first moment when Python looks for one (a call, or the end of a call into C), at the second, and so on,
+    until it is through; `check` looks after each."""
     n, came = 0, True
     while came:
         came, left = False, n
 
         def profile(frame, event, argument) -> None:
             nonlocal came, left
-            if frame.f_code.co_name != "interrupted_everywhere":
+            if event in ("call", "c_return") and frame.f_code.co_name != "interrupted_everywhere":
                 left -= 1
                 if left < 0:
                     came = True
@@ -126,6 +127,7 @@ def interrupted_everywhere(act, check) -> int:
     return n
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")        # a file that was opened and never got its name in Python
 def test_a_file_is_whole_or_not_at_all_wherever_the_interruption_comes(tmp_path):
     path = tmp_path / "file"
 
@@ -146,8 +148,8 @@ def test_a_folder_is_whole_or_not_at_all_wherever_the_interruption_comes(tmp_pat
 
     def act() -> None:
         with new_dir(out) as folder:
-            write_text(folder / "a", "x")
-            write_text(folder / "b", "y")
+            (folder / "a").touch()
+            (folder / "b").touch()
 
     def check(came: bool) -> None:
         assert names(tmp_path) in (([], ["a", "b", "out"]) if came else (["a", "b", "out"],))

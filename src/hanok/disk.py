@@ -7,8 +7,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,22 +37,21 @@ def disk_error(path: Path, error: OSError) -> HanokError:
 def new_file(path: Path | str) -> Iterator[IO[bytes]]:
     """A binary file that takes the name `path` when the block ends well, and vanishes when it does not."""
     path = Path(path)
-    handle = None
+    handle, scratch = None, _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - it outlives this line on purpose
-            dir=path.parent, prefix=f".{path.name}.", delete=False)
+        handle = open(scratch, "xb")  # noqa: SIM115 - it outlives this line on purpose
         yield handle
         handle.flush()
         os.fsync(handle.fileno())
         handle.close()
-        os.chmod(handle.name, 0o666 & ~_umask())
-        os.replace(handle.name, path)
+        os.replace(scratch, path)
     except BaseException as error:
         if handle is not None:
             with suppress(OSError):                          # what the disk refused waits in the buffer, and is refused again
                 handle.close()
-            Path(handle.name).unlink(missing_ok=True)
+        with suppress(OSError):
+            scratch.unlink()
         if isinstance(error, OSError):
             raise disk_error(path, error) from None
         raise
@@ -63,18 +62,16 @@ def new_dir(path: Path | str) -> Iterator[Path]:
     """A folder that takes the name `path` when the block ends well. An existing non-empty `path` is refused before anything is done."""
     path = Path(path)
     refuse_occupied(path)
-    scratch = None
+    scratch = _beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
+        scratch.mkdir()
         yield scratch
-        os.chmod(scratch, 0o777 & ~_umask())
         if path.is_dir():
             path.rmdir()
         os.replace(scratch, path)
     except BaseException as error:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)
         if isinstance(error, OSError):
             raise disk_error(path, error) from None
         raise
@@ -150,7 +147,6 @@ def below(root: Path | str, name: str) -> Path:
     return path
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def _beside(path: Path) -> Path:
+    """A name for what is not finished. It is known before there is anything of that name, so that an interruption between the two leaves nothing."""
+    return path.parent / f".{path.name}.{secrets.token_hex(8)}"
