@@ -241,7 +241,10 @@ def test_what_cannot_score_says_so(models, llama):
 
 def pooled_by_hand(m: hanok.LoadedModel, text: str, pooling: str = "mean") -> torch.Tensor:
     """One text alone, without padding, in loops."""
-    ids = m.tokenizer.encode(text, add_special=m.bundle.generation.add_special)[:m.config.max_seq_len]
+    framed, most = m.tokenizer.encode(text, add_special=m.bundle.generation.add_special), m.config.max_seq_len
+    ids = framed[:most]
+    if m.bundle.generation.add_special:                                               # [SEP] and </s> end a cut text too
+        ids[-1] = framed[-1]
     reader = getattr(m.bundle.model, "encoder", m.bundle.model)
     with torch.no_grad():
         vectors = reader.hidden(Batch(torch.tensor([ids])))[0]

@@ -5,7 +5,7 @@
 """
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -150,7 +150,8 @@ class LoadedModel:
             raise RequestError(f"batch_size is {batch_size}; expected 1 or more")
         if isinstance(texts, str):
             raise RequestError("embed takes a list of texts; got one string: write [text]")
-        ids = [row[:self.config.max_seq_len] for row in self.tokenizer.encode_batch(texts, add_special=generation.add_special)]
+        specials = set(self.tokenizer.specials.values())
+        ids = [cut(row, self.config.max_seq_len, specials) for row in self.tokenizer.encode_batch(texts, add_special=generation.add_special)]
         empty = next((i for i, row in enumerate(ids) if not row), None)
         if empty is not None:
             raise RequestError(f"text {empty} is empty; nothing can be said of it")
@@ -175,6 +176,12 @@ class LoadedModel:
                 weight = torch.ones_like(token_ids) if keep is None else keep
                 vectors = (hidden * weight[..., None]).sum(1) / weight.sum(1, keepdim=True)
         return torch.nn.functional.normalize(vectors, dim=-1)
+
+
+def cut(row: list[int], most: int, specials: Collection[int]) -> list[int]:
+    """A row's first `most` tokens; the special one that ends it ([SEP], </s>) stays its end."""
+    end = row[-1:] if len(row) > most and row[-1] in specials else []
+    return row[:most - len(end)] + end
 
 
 def whole(chunks: Sequence[Chunk], n_prompt_tokens: int) -> Answer:

@@ -283,3 +283,11 @@ def test_every_family_of_the_catalog_is_here():
 def test_last_picks_each_rows_last_real_vector():
     hidden = torch.arange(24.0).view(2, 4, 3)
     assert torch.equal(last(hidden, [2, 4]), torch.stack([hidden[0, 1], hidden[1, 3]]))
+
+
+def test_learned_positions_end_where_the_table_ends():
+    model = next(case for case in CASES if case.name == "gpt2").build()
+    for ask in (lambda: model(Batch(torch.zeros(1, 65, dtype=torch.long))), lambda: model.start(None, 1, 65)):
+        with pytest.raises(RequestError, match="65 tokens.* 64 positions") as refused:
+            ask()
+        assert refused.value.kind == "too_long"

@@ -76,7 +76,8 @@ def test_smollm2_answers_and_writes_the_same_greedy_text(smollm2, smollm2_twin):
 def test_minilm_embeds_as_transformers_does():
     path = fetched("all-minilm-l6-v2")
     ours = hanok.load(path)
-    texts = ["A cat sleeps on the warm roof.", "On the roof a kitten naps.", "Interest rates rose by a quarter point.", "집 " * 40, "x"]
+    texts = ["A cat sleeps on the warm roof.", "On the roof a kitten naps.", "Interest rates rose by a quarter point.", "집 " * 40, "x",
+             "beam and post " * 300]
     vectors = ours.embed(texts)
     from hanok.bundle.hub import fetch
     folder = fetch("all-minilm-l6-v2").folder_or_file

@@ -53,7 +53,7 @@ def quickstart(
     prepared = text_becomes_tokens(story, recipe)
     run, bundle = tokens_become_a_model(story, prepared, prompt)
     pictures = a_bundle_with_pictures(story, run, bundle)
-    scores(story, prepared, bundle, pictures)
+    scores(story, prepared, bundle, pictures, text is None)
     what_was_made(story, run, prompt, pictures)
 
 
@@ -149,7 +149,7 @@ def a_bundle_with_pictures(story: Story, run: Any, bundle: Any) -> list[Path]:
 
 
 # ---- 5 ---------------------------------------------------------------------------------------------------------
-def scores(story: Story, prepared: Any, bundle: Any, pictures: list[Path]) -> None:
+def scores(story: Story, prepared: Any, bundle: Any, pictures: list[Path], is_public: bool) -> None:
     from hanok import report
     from hanok.api import LoadedModel
     from hanok.errors import HanokError
@@ -166,7 +166,8 @@ def scores(story: Story, prepared: Any, bundle: Any, pictures: list[Path]) -> No
                  ("SmolLM2-135M", story.chat_model.score(few).bits_per_byte, len(few.encode()))]
     print(report.table(["model", "bits/byte", "on"], [[name, f"{bits:.3f}", report.size(n)] for name, bits, n in rows], align="lrr"))
     if story.chat_model is not None:
-        print("SmolLM2 has a hundred times the weights, learned from text without end elsewhere, and has very likely read this source there.")
+        seen = ", very likely this source among it" if is_public else ""
+        print(f"SmolLM2 has a hundred times the weights and learned from far more text{seen}.")
     xz, best = rows[2][1], rows[3][1]
     if xz < best:
         weights, share = sum(p.numel() for p in bundle.model.parameters()), bundle.manifest["metrics"]["tokens"] / prepared.train.info.tokens

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hanok.contracts import Batch
+from hanok.errors import RequestError
 from hanok.nn.cache import KVCache, Memory
 from hanok.nn.layers import Embedding, SegmentEmbedding
 from hanok.nn.masks import Causal, Documents, Keep, Rule, span_of
@@ -40,6 +41,9 @@ class CausalLM(nn.Module):
     @torch.no_grad()
     def start(self, source: Batch | None, batch_size: int, capacity: int) -> KVCache:
         """An empty state for `batch_size` rows of at most `capacity` tokens."""
+        most = self.embed.position.max_positions
+        if most is not None and capacity > most:
+            raise RequestError(f"a state for {capacity} tokens was asked for, the model has {most} positions; ask for fewer", "too_long")
         block: Any = self.stack.blocks[0]
         attention, weight = block.attention, self.embed.token.weight
         shape = (len(self.stack.blocks), 2, batch_size, attention.n_kv_heads, capacity, attention.d_head)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from hanok.errors import ConfigError
+from hanok.errors import ConfigError, RequestError
 
 
 class Position(nn.Module):
@@ -39,6 +39,8 @@ class Learned(Position):
         self.max_positions = max_seq_len
 
     def embed(self, x, positions):
+        if positions.size(-1) > self.table.num_embeddings:
+            raise RequestError(f"{positions.size(-1)} tokens in a row, the model has {self.table.num_embeddings} positions; shorten it", "too_long")
         return x + self.table(positions)
 
 
