@@ -51,6 +51,11 @@ class LoadedModel:
         """ConfigError where the bundle has none."""
         return check_tokenizer(self.bundle, self.where)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.bundle.model.parameters()).device
+
     @cached_property
     def template(self) -> ChatTemplate:
         """The chat template. RequestError where the bundle has none."""
@@ -69,6 +74,8 @@ class LoadedModel:
         Options: max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed,
         stop (strings), stop_ids. The prompt's special tokens are parsed. RequestError for what cannot be served.
         """
+        if options.get("n", 1) != 1:
+            raise RequestError("generate gives one answer; for several use generate_many([prompt], n=...)")
         return self.generate_many([prompt], **options)[0][0]
 
     def generate_many(self, prompts: Sequence[str], n: int = 1, **options: Any) -> list[list[Answer]]:
@@ -137,7 +144,7 @@ class LoadedModel:
         """
         if self.family.objective != "causal":
             raise RequestError(f"{self.where} is a {self.family.name}: it does not predict a text's next token, so it cannot score it", "unsupported")
-        return score_text(self.model, self.tokenizer, text, self.config.max_seq_len)
+        return score_text(self.model, self.tokenizer, text, self.config.max_seq_len, self.device)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
@@ -163,8 +170,8 @@ class LoadedModel:
         return vectors
 
     def pooled(self, rows: list[list[int]]) -> Tensor:                                    # -> (B,D)
-        token_ids, lengths = pad_rows(rows, self.bundle.generation.pad_id)
-        keep = keep_of(lengths)
+        token_ids, lengths = pad_rows(rows, self.bundle.generation.pad_id, self.device)
+        keep = keep_of(lengths, self.device)
         reader = getattr(self.model, "encoder", self.model)
         hidden = reader.hidden(Batch(token_ids, keep=keep))                               # (B,T,D)
         match self.bundle.generation.pooling:

@@ -96,7 +96,7 @@ def test_the_model_learns_more_than_frequencies(finished):
 
 def test_the_bundle_loads_and_writes(finished, recipe, text):
     made, out, _ = finished
-    files = "README.md checkpoints config.json generation.json manifest.json metrics.csv model.safetensors recipe.toml tokenizer.json"
+    files = "README.md checkpoints config.json generation.json loss.png manifest.json metrics.csv model.safetensors recipe.toml tokenizer.json"
     assert is_bundle(out) and sorted(path.name for path in out.iterdir()) == files.split()
     loaded = hanok.load(out)
     assert loaded.family.name == "qwen3" and loaded.config.vocab_size == 320 and loaded.config.max_seq_len == 32 and loaded.config.d_model == 32

@@ -50,9 +50,6 @@ class Bundle:
     manifest: dict[str, Any] = field(default_factory=dict)
 
 
-FILES = ("config.json", "model.safetensors")
-
-
 def is_bundle(path: Path | str) -> bool:
     """Whether the folder's config.json names a family."""
     file = Path(path) / "config.json"
@@ -133,6 +130,24 @@ def write_files(bundle: Bundle, folder: Path, name: str) -> None:
     write_json(folder / "manifest.json", bundle.manifest)
     write_text(folder / "README.md", card(bundle, name))
     write_json(folder / "config.json", {"family": bundle.family.name, **to_dict(bundle.config)})
+
+
+def write_at_top(bundle: Bundle, folder: Path) -> None:
+    """The bundle's files beside what a folder holds already: made apart, then renamed into it, config.json last; none stays if one cannot."""
+    moved: list[Path] = []
+    made = folder / "bundle.new"
+    try:
+        with new_dir(made) as scratch:
+            write_files(bundle, scratch, name=folder.name)
+        for file in sorted(made.iterdir(), key=lambda file: file.name == "config.json"):
+            moved.append(file.rename(folder / file.name))
+    except BaseException:
+        for file in (*moved, *(made.iterdir() if made.exists() else ())):
+            file.unlink()
+        raise
+    finally:
+        if made.exists():
+            made.rmdir()
 
 
 def versions() -> dict[str, str]:

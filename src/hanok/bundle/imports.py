@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -13,7 +13,7 @@ from hanok.bundle.gguf import read_gguf
 from hanok.bundle.weights import assign, converted, read_folder, refuse_pickle, write_safetensors
 from hanok.config import read_json, write_json
 from hanok.disk import new_dir, read_text, sha256, write_text
-from hanok.errors import DataError
+from hanok.errors import ConfigError, DataError
 from hanok.text.tokenizer import Tokenizer
 
 
@@ -76,14 +76,26 @@ def import_generation(path: Path, data: Mapping[str, Any], tokenizer: Tokenizer 
         stop_ids.append(tokenizer.id_of(eos))
     start = told.get("decoder_start_token_id")
     pooling = path / "1_Pooling" / "config.json"
-    pooled = read_json(pooling) if pooling.exists() else {}
+    pooled = read_json(pooling) if pooling.exists() else {"pooling_mode_mean_tokens": True}
     sampled = told.get("do_sample", False)
     return Generation(
         stop_ids=tuple(stop_ids), start_ids=() if start is None else (start,), pad_id=max(0, told.get("pad_token_id") or 0),
         temperature=float(told.get("temperature") or 1.0) if sampled else 0.0, top_k=int(told.get("top_k") or 0) if sampled else 0,
         top_p=float(told.get("top_p") or 1.0) if sampled else 1.0, repetition_penalty=float(told.get("repetition_penalty") or 1.0),
         add_special=_adds_special(tokenizer),
-        pooling="first" if pooled.get("pooling_mode_cls_token") else "mean")
+        pooling=_pooling(pooled, str(pooling)))
+
+
+POOLING: dict[str, Literal["mean", "first", "last"]] = {
+    "pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "first", "pooling_mode_lasttoken": "last"}
+
+
+def _pooling(data: Mapping[str, Any], where: str) -> Literal["mean", "first", "last"]:
+    """Sentence-transformers' pooling as ours. ConfigError for one that is not known, or for several at once."""
+    chosen = [name for name, value in data.items() if name.startswith("pooling_mode") and value is True]
+    if len(chosen) != 1 or chosen[0] not in POOLING:
+        raise ConfigError(f"{where}: {' and '.join(chosen) or 'no pooling_mode'} is not supported; one of {', '.join(POOLING)} is")
+    return POOLING[chosen[0]]
 
 
 def _adds_special(tokenizer: Tokenizer | None) -> bool:
@@ -132,6 +144,9 @@ def export_folder(bundle: Bundle, out: Path | str) -> Path:
             settings = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": bundle.config.max_seq_len,
                         "clean_up_tokenization_spaces": False, **({"eos_token": end} if end else {})}
             write_json(folder / "tokenizer_config.json", settings)
+        if bundle.family.kind == "encoder":
+            write_json(folder / "1_Pooling" / "config.json", {"word_embedding_dimension": bundle.config.d_model, **{
+                name: pooling == generation.pooling for name, pooling in POOLING.items()}})
         if bundle.chat_template is not None:
             write_text(folder / "chat_template.jinja", bundle.chat_template)
     return out

@@ -25,18 +25,28 @@ def name_of(source: str) -> str:
     if alias is not None:
         return alias
     last = re.split(r"[/#:]", source.rstrip("/"))[-1]
-    return re.sub(r"[^\w.-]+", "-", last.removesuffix(".gguf").split("@")[0]).strip("-.").lower() or "model"
+    name = re.sub(r"[^\w.-]+", "-", last.removesuffix(".gguf").split("@")[0]).strip("-.").lower() or "model"
+    return f"{name}-local" if name in CATALOGUE else name                             # a known name means the known model
+
+
+def canonical(source: str) -> str:
+    """One spelling for what is one source: a known name as what it stands for, a path in full."""
+    if source in CATALOGUE:
+        return CATALOGUE[source].source
+    path = Path(source.removeprefix("file:"))
+    return str(path.resolve()) if path.exists() else source
 
 
 def pull(source: str, to: Path | str | None = None, *, progress: Progress | None = None, offline: bool = False) -> Path:
     """The bundle's folder. What was pulled before is found again without a network. HanokError on anything that is not as it should be."""
     out = Path(to) if to is not None else models_dir() / name_of(source)
-    asked = str(Path(source).resolve()) if Path(source).exists() else source
+    asked = canonical(source)
     if to is not None:
         refuse_occupied(out)
     elif is_bundle(out):
-        before = read_json(out / "manifest.json").get("parent", {}).get("asked")
-        if asked not in (before, *CATALOGUE):
+        parent = read_json(out / "manifest.json").get("parent", {})
+        before = canonical(str(parent.get("asked") or parent.get("source")))
+        if asked != before:
             raise DataError(f"the name {out.name} is taken: it was pulled from {before}; choose a folder for {source} with --to")
         return out
     save_bundle(_bundle(fetch(source, progress=progress, offline=offline), asked), out)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +118,16 @@ class Corpus:
 def end_of_text_id(tokenizer: Tokenizer) -> int | None:
     """The id of the first of END_OF_TEXT that the tokenizer has."""
     return next((tokenizer.specials[name] for name in END_OF_TEXT if name in tokenizer.specials), None)
+
+
+def cached_corpus(documents: Iterable[Document], tokenizer: Tokenizer, path: Path) -> Corpus:
+    """The corpus that stands at `path`, or a new one where there is none or where it is damaged."""
+    if path.exists():
+        try:
+            return Corpus.open(path)
+        except (DataError, ConfigError):
+            shutil.rmtree(path)
+    return build_corpus(documents, tokenizer, path)
 
 
 def build_corpus(documents: Iterable[Document], tokenizer: Tokenizer, out: str | Path, *, shard_tokens: int = 1 << 26, tokenizer_sha256: str = "",

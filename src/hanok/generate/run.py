@@ -80,6 +80,10 @@ class Row:
 
 def check(model: Generator, request: Request, max_seq_len: int | None) -> int:
     """The tokens that an answer may have. RequestError for what cannot be served; a prompt that fills the context names both lengths."""
+    for name, expected in (("n", int), ("max_new_tokens", int), ("min_new_tokens", int), ("stop_ids", Sequence), ("stop", Sequence)):
+        value = getattr(request, name)
+        if not isinstance(value, expected) or isinstance(value, bool):
+            raise RequestError(f"{name} is {value!r}; expected {'a whole number' if expected is int else 'a list'}")
     choice.check(request.sampling)
     if not request.token_ids:
         raise RequestError("the prompt is empty; give at least one token")

@@ -102,7 +102,7 @@ class Seq2Seq(CausalLM):
 
     def remember(self, source: Batch | None) -> Memory:
         if source is None:
-            raise ValueError("an encoder-decoder needs a source; give source_ids")
+            raise RequestError("an encoder-decoder answers a source, and there is none; give source_ids")
         encoded = self.encoder.hidden(source)                                         # (B,S,D)
         blocks: Iterable[Any] = self.stack.blocks
         return Memory(torch.stack([torch.stack(block.cross.keys_values(encoded)) for block in blocks]), source.keep)

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +18,9 @@ import numpy as np
 import torch
 
 from hanok import runtime
-from hanok.bundle.bundle import Bundle, Generation, empty_model, write_files
+from hanok.bundle.bundle import Bundle, Generation, empty_model, write_at_top
 from hanok.config import from_dict, to_dict
-from hanok.data.corpus import Corpus, build_corpus
+from hanok.data.corpus import Corpus, cached_corpus
 from hanok.data.loader import Loader, windows
 from hanok.data.objectives import causal
 from hanok.data.sources import Document, hash_sources, read_documents, split
@@ -27,12 +28,13 @@ from hanok.errors import ConfigError, DataError
 from hanok.evaluate.score import Score, byte_lengths, score_batches
 from hanok.models import catalog
 from hanok.models.family import Family
+from hanok.report import plot_loss
 from hanok.text.tokenizer import Tokenizer
 from hanok.text.tokenizer import train as train_tokenizer
 from hanok.train.checkpoint import Run
 from hanok.train.optim import adamw
 from hanok.train.recipe import Recipe
-from hanok.train.trainer import Step, Trainer
+from hanok.train.trainer import DivergedError, Step, Trainer
 
 Say = Callable[[str], None]
 
@@ -97,10 +99,7 @@ def tokenizer_of(recipe: Recipe, documents: Iterable[Document], say: Say) -> Tok
 def corpus_of(documents: list[Document], tokenizer: Tokenizer, sources: list[dict[str, Any]]) -> Corpus:
     """The documents as token shards below HANOK_HOME; the same text and tokenizer are encoded once."""
     digest = hashlib.sha256(json.dumps([tokenizer.to_json(), [hashlib.sha256(d.text.encode()).hexdigest() for d in documents]]).encode()).hexdigest()
-    path = runtime.cache_dir("corpora") / digest[:32]
-    if (path / "corpus.json").exists():
-        return Corpus.open(path)
-    return build_corpus(documents, tokenizer, path)
+    return cached_corpus(documents, tokenizer, runtime.cache_dir("corpora") / digest[:32])
 
 
 class Pretraining:
@@ -125,13 +124,15 @@ class Pretraining:
         self.run_folder = Run(out, recipe, prepared.sources)
 
     def run(self, *on_step: Callable[[Step], Any]) -> Bundle:
-        """Trains to the end and writes the bundle. Interrupted, it leaves a checkpoint and no bundle."""
+        """Trains to the end and writes the bundle. Interrupted, or where the loss is no number, it leaves a checkpoint and no bundle."""
         try:
             self.trainer.run(self.after_step, *on_step)
+            self.checkpoint()
+            return self.finish()
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"what was learned so far is in {self.checkpoint()}") from None
-        self.checkpoint()
-        return self.finish()
+        except DivergedError as error:
+            raise DivergedError(f"{error}; what was learned before it is in {self.checkpoint()}") from None
 
     def after_step(self, step: Step) -> None:
         """Evaluates, records and checkpoints when it is time."""
@@ -175,9 +176,12 @@ class Pretraining:
                       Generation(stop_ids=() if end is None else (end,), pad_id=end or 0), manifest)
 
     def finish(self) -> Bundle:
-        """Writes the bundle's files at the top of the run's folder."""
-        bundle = self.bundle()
-        write_files(bundle, self.run_folder.out, name=self.run_folder.out.name)
+        """Writes the picture of the loss, and the bundle's files at the top of the run's folder."""
+        bundle, picture = self.bundle(), self.run_folder.out / "loss.png"
+        with suppress(ConfigError):                                                   # matplotlib is not there; who asked says so
+            plot_loss(self.run_folder.rows, picture, title=f"{self.prepared.family.name}, {self.trainer.n_steps} steps")
+            bundle.manifest["plot"] = picture.name
+        write_at_top(bundle, self.run_folder.out)
         return bundle
 
 

@@ -21,6 +21,10 @@ from hanok.train.recipe import TrainRecipe
 from hanok.train.schedule import cosine
 
 
+class DivergedError(DataError):
+    """The loss or its gradient is no number any more."""
+
+
 @dataclass(frozen=True)
 class Step:
     """What one update did."""
@@ -55,7 +59,7 @@ class Trainer:
         return self.progress >= 1.0
 
     def step(self) -> Step:
-        """One update. DataError where there is no target, or the loss or its gradient is no number: what was learned until then stands."""
+        """One update. DataError where there is no target; DivergedError where loss or gradient is no number: what was learned until then stands."""
         begin = time.perf_counter()
         rate = self.recipe.learning_rate * cosine(self.n_steps, self.progress, warmup_steps=self.recipe.warmup_steps, floor=self.recipe.floor)
         micro_batches = [next(self.batches) for _ in range(self.recipe.grad_accum_steps)]
@@ -72,7 +76,7 @@ class Trainer:
         for what, value in (("loss", total / n_targets), ("gradient's norm", norm)):
             if not math.isfinite(value):
                 self.optimizer.zero_grad(set_to_none=True)
-                raise DataError(f"the {what} of step {self.n_steps + 1} is {value}; lower train.learning_rate ({self.recipe.learning_rate}) or "
+                raise DivergedError(f"the {what} of step {self.n_steps + 1} is {value}; lower train.learning_rate ({self.recipe.learning_rate}) or "
                                 "raise train.warmup_steps")
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
