@@ -304,3 +304,10 @@ def test_reading_and_writing_leave_the_bundle_as_it_was(models, tmp_path: Path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in m.bundle.model.state_dict().items())
     again = load_bundle(save_bundle(m.bundle, tmp_path / "out"))
     assert all(torch.equal(tensor, before[name]) for name, tensor in again.model.state_dict().items())
+
+
+def test_one_answer_is_one_answer_and_types_are_checked(models):
+    m = models["llama"]
+    assert "use generate_many" in refused(RequestError, lambda: m.generate("a", n=3))
+    assert "stop_ids is 3; expected a list" in refused(RequestError, lambda: m.generate("a", stop_ids=3))
+    assert "max_new_tokens is '3'; expected a whole number" in refused(RequestError, lambda: m.generate("a", max_new_tokens="3"))

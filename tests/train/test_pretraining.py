@@ -274,3 +274,17 @@ def test_a_validation_text_of_one_token_is_refused_at_once(recipe, tmp_path):
     told = replace(recipe, tokenizer=TokenizerRecipe(path=str(tmp_path)),
                    data=replace(recipe.data, sources=tuple(str(tmp_path / name) for name in texts), validation=0.0005))
     assert "the validation text is a single token; give more text" in refused(DataError, lambda: prepare(told))
+
+
+def test_a_diverged_run_keeps_what_it_learned(prepared, tmp_path):
+    wild = replace(prepared, recipe=replace(prepared.recipe, train=replace(TRAIN, learning_rate=1e30, warmup_steps=0)))
+    with pytest.raises(DataError, match=r"of step \d+ is (nan|inf); lower train.learning_rate .*; what was learned before it is in .*step-"):
+        Pretraining(wild, tmp_path / "run").run()
+    assert list((tmp_path / "run" / "checkpoints").glob("step-*/model.safetensors")) and not is_bundle(tmp_path / "run")
+
+
+def test_a_damaged_corpus_cache_is_built_again(recipe, prepared):
+    shard = next(prepared.train.path.glob("*.bin"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-2])
+    assert next(prepare(recipe).train.path.glob("*.bin")).read_bytes() == whole
