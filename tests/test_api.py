@@ -311,3 +311,5 @@ def test_one_answer_is_one_answer_and_types_are_checked(models):
     assert "use generate_many" in refused(RequestError, lambda: m.generate("a", n=3))
     assert "stop_ids is 3; expected a list" in refused(RequestError, lambda: m.generate("a", stop_ids=3))
     assert "max_new_tokens is '3'; expected a whole number" in refused(RequestError, lambda: m.generate("a", max_new_tokens="3"))
+    assert "temperature is 'hot'; expected a number" in refused(RequestError, lambda: m.generate("a", temperature="hot"))
+    assert "write [prompt]" in refused(RequestError, lambda: m.generate_many("ab"))

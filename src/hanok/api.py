@@ -80,6 +80,10 @@ class LoadedModel:
 
     def generate_many(self, prompts: Sequence[str], n: int = 1, **options: Any) -> list[list[Answer]]:
         """`n` answers to each prompt, all in one batch."""
+        if isinstance(prompts, str):
+            raise RequestError("generate_many takes a list of prompts; got one string: write [prompt]")
+        if not isinstance(n, int):
+            raise RequestError(f"n is {n!r}; expected a whole number")
         requests = [self.request(prompt, n=n, **options) for prompt in prompts]
         return self.answers(requests)
 

@@ -201,3 +201,13 @@ def test_too_little_to_split():
     for fraction in (0.0, 1.0, -1.0, 5.0):
         with pytest.raises(ConfigError, match="between 0 and 1"):
             split([Document("a", "a\nb\n")], fraction, seed=0)
+
+
+def test_a_run_inside_the_folder_is_not_text(tmp_path):
+    (tmp_path / "a.txt").write_text("a text")
+    for folder, names in (("run", ("recipe.toml", "metrics.csv", "README.md")), ("bundle", ("config.json", "manifest.json", "model.safetensors"))):
+        for name in names:
+            (tmp_path / folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+            (tmp_path / folder / name).write_text("{}")
+            (tmp_path / folder / "checkpoints" / "state.json").write_text("{}")
+    assert find_files([tmp_path]) == [tmp_path / "a.txt"]

@@ -129,6 +129,10 @@ def _read(files: Sequence[Path], encoding: str) -> Iterator[Document]:
         raise DataError(f"{where}: nothing but white space; give files with text in them")
 
 
+OURS = ({"recipe.toml", "metrics.csv"}, {"config.json", "manifest.json", "model.safetensors"})
+"""Files by which a run or a bundle is known: what was written by training is not text to train on."""
+
+
 def _walk(root: Path, suffixes: Collection[str], skipped: Collection[str]) -> list[Path]:
     def refuse(error: OSError) -> None:
         raise disk.disk_error(Path(error.filename), error) from None
@@ -137,6 +141,9 @@ def _walk(root: Path, suffixes: Collection[str], skipped: Collection[str]) -> li
     files: list[Path] = []
     links: list[Path] = []
     for folder, folders, names in os.walk(root, onerror=refuse):
+        if Path(folder) != root and any(mine <= set(names) for mine in OURS):
+            folders.clear()
+            continue
         folders[:] = [name for name in folders if not name.startswith(".") and name not in skipped]
         for path in (Path(folder, name) for name in names if not name.startswith(".")):
             if path.suffix.lower() in suffixes and path.is_file():

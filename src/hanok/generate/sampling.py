@@ -24,6 +24,9 @@ SMALLEST = torch.finfo(torch.float32).tiny
 
 def check(sampling: Sampling) -> None:
     """RequestError for a setting that no distribution can follow."""
+    for name, value in vars(sampling).items():
+        if isinstance(value, bool) or not isinstance(value, int if name in ("seed", "top_k") else int | float):
+            raise RequestError(f"{name} is {value!r}; expected {'a whole number' if name in ('seed', 'top_k') else 'a number'}")
     for name, good, expected in (
         ("temperature", 0 <= sampling.temperature < math.inf, "0 (greedy) or more"), ("top_k", sampling.top_k >= 0, "0 (all) or more"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0, at most 1"), ("min_p", 0 <= sampling.min_p <= 1, "from 0 to 1"),
