@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hanok.errors import ConfigError, DataError
-from hanok.evaluate.baselines import BASELINES, ByteNgram, gzip_bits_per_byte, ngram_bits_per_byte, xz_bits_per_byte
+from hanok.evaluate.baselines import ByteNgram, gzip_bits_per_byte, ngram_bits_per_byte, xz_bits_per_byte
+
+BASELINES = {
+    "gzip -9": gzip_bits_per_byte,
+    "xz -9e": lambda train, held_out: xz_bits_per_byte(b"", held_out),
+    "xz -9e given the training text": xz_bits_per_byte,
+    "byte 5-gram": ngram_bits_per_byte,
+}
 
 few_letters = st.text(alphabet="abc", max_size=60).map(str.encode)
 

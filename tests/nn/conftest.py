@@ -1,13 +1,4 @@
-"""Tiny tensors gain nothing from threads, and wait for each other where the machine is shared."""
-from __future__ import annotations
+"""One thread for the tests of this room."""
+from threads import one_thread
 
-import pytest
-import torch
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+__all__ = ["one_thread"]

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gzip
 import lzma
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -121,15 +120,6 @@ class ByteNgram:
 def ngram_bits_per_byte(train: bytes, held_out: bytes, order: int = 5) -> float:
     """Bits per byte of `held_out` under a byte n-gram that counted `train`. DataError if nothing is held out."""
     return ByteNgram(order).fit(train).bits_per_byte(held_out)
-
-
-BASELINES: Mapping[str, Callable[[bytes, bytes], float]] = {
-    "gzip -9": gzip_bits_per_byte,
-    "xz -9e": lambda train, held_out: xz_bits_per_byte(b"", held_out),
-    "xz -9e given the training text": xz_bits_per_byte,
-    "byte 5-gram": ngram_bits_per_byte,
-}
-"""Name -> (train, held_out) -> bits per byte."""
 
 
 def _discounts(counts: NDArray[np.int64]) -> tuple[float, float, float]:

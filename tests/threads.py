@@ -1,0 +1,13 @@
+"""Tiny tensors gain nothing from threads, and wait for each other where the machine is shared."""
+from __future__ import annotations
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
