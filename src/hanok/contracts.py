@@ -77,6 +77,8 @@ class Model(Protocol):
 class Generator(Protocol):
     """What generates. `reads_source` is True for encoder-decoders: `start` then wants a source."""
     reads_source: bool
+    max_positions: int | None
+    """Positions that exist; None where a formula or a recurrence gives as many as are asked for."""
 
     def head(self, hidden: Tensor) -> Tensor: ...
 
@@ -97,6 +99,7 @@ class Sampling:
     repetition_penalty: float = 1.0          # divides the logits of tokens seen in prompt or answer; 1 = off
     presence_penalty: float = 0.0            # nats taken once from tokens seen in the answer; 0 = off
     frequency_penalty: float = 0.0           # nats taken for each time that a token was seen in the answer; 0 = off
+    no_repeat_ngram_size: int = 0            # no n tokens in a row twice, in prompt and answer together; 0 = off
     seed: int = 0                            # of the random numbers; row i of a request draws from (seed, i)
 
 
@@ -109,8 +112,11 @@ class Request:
     max_new_tokens: int = 128                # tokens an answer may have
     min_new_tokens: int = 0                  # tokens before which no stop id may be chosen
     stop_ids: Sequence[int] = ()             # token ids that end an answer (not part of it)
-    stop: Sequence[str] = ()                 # strings that end an answer (not part of it)
+    stop: Sequence[str] = ()                 # strings that end an answer (not part of it); with beams they cut what is finished
     sampling: Sampling = field(default_factory=Sampling)
+    n_beams: int = 1                         # answers that are kept side by side; above 1 the best n of them are given, and nothing is drawn
+    length_penalty: float = 1.0              # a beam's score is its log-probability / length^this; above 0 favours long answers
+    beyond_context: bool = False             # go on past the trained context, where positions allow it
 
 
 @dataclass(frozen=True)
@@ -120,3 +126,4 @@ class Chunk:
     text: str                                # whole characters only
     token_ids: tuple[int, ...] = ()          # the tokens since the last chunk of this answer
     finish_reason: str | None = None         # stop, length or None while it goes on
+    score: float | None = None               # of a beam: its log-probability / length^length_penalty; None without beams

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from hanok.contracts import Batch
 from hanok.errors import RequestError
+from hanok.nn.attention import Attention
 from hanok.nn.cache import KVCache, Memory
-from hanok.nn.layers import Embedding, SegmentEmbedding
+from hanok.nn.layers import MLP, Embedding, GatedMLP, SegmentEmbedding
 from hanok.nn.masks import Causal, Documents, Keep, Rule, span_of
 from hanok.nn.stack import Stack
 
@@ -25,6 +26,10 @@ class CausalLM(nn.Module):
     def __init__(self, embed: Embedding, stack: Stack, head: nn.Module, rules: tuple[Rule, ...] = (Causal(),)):
         super().__init__()
         self.embed, self.stack, self.head, self.rules = embed, stack, head, rules
+
+    @property
+    def max_positions(self) -> int | None:
+        return self.embed.position.max_positions
 
     def hidden(self, batch: Batch) -> Tensor:
         """(B,T,D). Right padding needs no Keep: no real token stands behind a pad."""
@@ -41,7 +46,7 @@ class CausalLM(nn.Module):
     @torch.no_grad()
     def start(self, source: Batch | None, batch_size: int, capacity: int) -> KVCache:
         """An empty state for `batch_size` rows of at most `capacity` tokens."""
-        most = self.embed.position.max_positions
+        most = self.max_positions
         if most is not None and capacity > most:
             raise RequestError(f"a state for {capacity} tokens was asked for, the model has {most} positions; ask for fewer", "too_long")
         block: Any = self.stack.blocks[0]
@@ -116,8 +121,10 @@ def tie(head: nn.Linear, embed: Embedding) -> nn.Linear:
 
 def initialise(model: nn.Module, std: float = 0.02, residual_scale: float = 1.0) -> None:
     """Normal weights of `std`, zero biases; what writes into the residual stream (out_proj, down) is scaled, as GPT-2 does by 1/sqrt(2L)."""
-    for name, module in model.named_modules():
+    writers = {id(part.out_proj if isinstance(part, Attention) else part.down) for part in model.modules()
+               if isinstance(part, Attention | MLP | GatedMLP)}
+    for module in model.modules():
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=std * (residual_scale if name.endswith(("out_proj", "down")) else 1.0))
+            nn.init.normal_(module.weight, std=std * (residual_scale if id(module) in writers else 1.0))
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

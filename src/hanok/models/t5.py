@@ -67,12 +67,26 @@ def build(config: T5Config) -> Seq2Seq:
 
 
 def initialise(model: Seq2Seq, config: T5Config) -> None:
-    d, k = config.d_model, config.d_head
-    stds = {"q_proj": (d * k) ** -0.5, "k_proj": d ** -0.5, "v_proj": d ** -0.5, "out_proj": (config.n_heads * k) ** -0.5, "up": d ** -0.5,
-            "gate": d ** -0.5, "down": config.d_ff ** -0.5, "table": d ** -0.5, "token": 1.0, "linear": 1.0 if config.tie_embeddings else d ** -0.5}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=stds[name.rsplit(".", 1)[-1]])
+    d = config.d_model
+    for part in model.modules():
+        if isinstance(part, SelfAttention | CrossAttention):
+            draw(part.q_proj, (d * config.d_head) ** -0.5)
+            draw(part.k_proj, d ** -0.5)
+            draw(part.v_proj, d ** -0.5)
+            draw(part.out_proj, (config.n_heads * config.d_head) ** -0.5)
+        elif isinstance(part, MLP | GatedMLP):
+            for entrance in (part.up, *([part.gate] if isinstance(part, GatedMLP) else [])):
+                draw(entrance, d ** -0.5)
+            draw(part.down, config.d_ff ** -0.5)
+        elif isinstance(part, RelativeBias):
+            draw(part.table, d ** -0.5)
+        elif isinstance(part, ScaledHead) and not config.tie_embeddings:
+            draw(part.linear, d ** -0.5)
+    draw(model.embed.token, 1.0)
+
+
+def draw(module: nn.Linear | nn.Embedding, std: float) -> None:
+    nn.init.normal_(module.weight, std=std)
 
 
 # ---- Hugging Face ------------------------------------------------------------------------------------------
