@@ -3,6 +3,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,9 +11,15 @@ import transformers
 from torch import nn
 
 from hanok.models import catalog
+from hanok.models.bahdanau import BahdanauConfig
 from hanok.models.bert import BertConfig
+from hanok.models.cnn import CNNConfig
 from hanok.models.gpt import GPTConfig
 from hanok.models.llama import LlamaConfig, RopeScaling
+from hanok.models.luong import LuongConfig
+from hanok.models.mistral import MistralConfig
+from hanok.models.rnn import RNNConfig
+from hanok.models.rnn_seq2seq import EncoderDecoderConfig
 from hanok.models.t5 import T5Config
 from hanok.models.transformer import TransformerConfig
 
@@ -27,6 +34,8 @@ class Case:
     config: Any
     twin: Callable[[], nn.Module] | None = None          # a Hugging Face model of the same sizes
     still: str = field(default="\0")                     # parameters of the twin that follow from its config and must not be shaken
+    forgets: bool = True                                 # its state can be truncated
+    has_capacity: bool = True                            # its state has a size, and refuses more
 
     @property
     def generates(self) -> bool:
@@ -63,6 +72,18 @@ def llama_twin(rope: dict[str, Any] | None = None, tied: bool = False):
         max_position_embeddings=C, tie_word_embeddings=tied, rope_parameters=rope or {"rope_type": "default", "rope_theta": 10_000.0}))
 
 
+def qwen2_twin(tied: bool):
+    return transformers.Qwen2ForCausalLM(transformers.Qwen2Config(
+        vocab_size=V, hidden_size=D, num_attention_heads=H, num_key_value_heads=2, num_hidden_layers=L, intermediate_size=F,
+        max_position_embeddings=C, tie_word_embeddings=tied))
+
+
+def mistral_twin(window: int | None):
+    return transformers.MistralForCausalLM(transformers.MistralConfig(
+        vocab_size=V, hidden_size=D, num_attention_heads=H, num_key_value_heads=2, num_hidden_layers=L, intermediate_size=F,
+        max_position_embeddings=C, sliding_window=window))
+
+
 def bert_twin(kind: str):
     return getattr(transformers, kind)(transformers.BertConfig(
         vocab_size=V, hidden_size=D, num_attention_heads=H, num_hidden_layers=L, intermediate_size=F, max_position_embeddings=C))
@@ -84,6 +105,7 @@ def marian_twin():
 LLAMA3_ROPE = {"rope_type": "llama3", "rope_theta": 10_000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                "original_max_position_embeddings": 16}
 SIZES = (V, D, L, H)
+recurrent = partial(Case, forgets=False, has_capacity=False)
 CASES = [
     Case("llama", "llama", LlamaConfig(*SIZES, 2, F, C, d_head=8, tie_embeddings=False), llama_twin),
     Case("llama-tied", "llama", LlamaConfig(*SIZES, 2, F, C, d_head=8), lambda: llama_twin(tied=True)),
@@ -95,6 +117,12 @@ CASES = [
     Case("qwen3", "qwen3", LlamaConfig(*SIZES, 2, F, C, d_head=16, qk_norm=True), lambda: transformers.Qwen3ForCausalLM(transformers.Qwen3Config(
         vocab_size=V, hidden_size=D, num_attention_heads=H, num_key_value_heads=2, head_dim=16, num_hidden_layers=L, intermediate_size=F,
         max_position_embeddings=C, tie_word_embeddings=True))),
+    Case("qwen2", "qwen2", LlamaConfig(*SIZES, 2, F, C, tie_embeddings=False), lambda: qwen2_twin(tied=False)),
+    Case("qwen2-tied", "qwen2", LlamaConfig(*SIZES, 2, F, C), lambda: qwen2_twin(tied=True)),
+    Case("mistral", "mistral", MistralConfig(*SIZES, 2, F, C, d_head=8, tie_embeddings=False, window=5), lambda: mistral_twin(5)),
+    Case("mistral-unbound", "mistral", MistralConfig(*SIZES, 2, F, C, d_head=8, tie_embeddings=False), lambda: mistral_twin(None)),
+    Case("gpt1", "gpt1", GPTConfig(*SIZES, 4 * D, C), lambda: transformers.OpenAIGPTLMHeadModel(transformers.OpenAIGPTConfig(
+        vocab_size=V, n_embd=D, n_head=H, n_layer=L, n_positions=C))),
     Case("gpt2", "gpt2", GPTConfig(*SIZES, F, C), lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=V, n_embd=D, n_head=H, n_layer=L, n_inner=F, n_positions=C))),
     Case("gpt-relu", "gpt", GPTConfig(*SIZES, F, C, activation="relu")),
@@ -106,5 +134,15 @@ CASES = [
     Case("t5-1.1", "t5", T5Config(V, D, L, 2, H, 12, F, gated=True, activation="gelu_tanh", scale_head=False),
          lambda: t5_twin("gated-gelu", False)),
     Case("transformer", "transformer", TransformerConfig(V, D, L, 2, H, F, C), marian_twin, still="embed_positions"),
+    recurrent("rnn", "rnn", RNNConfig(V, D, 2, C)),
+    recurrent("rnn-tied", "rnn", RNNConfig(V, D, 1, C, tie_embeddings=True)),
+    recurrent("lstm", "lstm", RNNConfig(V, D, 2, C, dropout=0.1)),
+    recurrent("gru", "gru", RNNConfig(V, D, 2, C)),
+    recurrent("cnn", "cnn", CNNConfig(V, D, L, C, dropout=0.1)),
+    recurrent("cnn-tied", "cnn", CNNConfig(V, D, 2, C, kernel_size=2, tie_embeddings=True)),
+    recurrent("rnn-encoder-decoder", "rnn_encoder_decoder", EncoderDecoderConfig(V, D, 2, C)),
+    recurrent("gru-encoder-decoder", "rnn_encoder_decoder", EncoderDecoderConfig(V, D, 1, C, "gru", tie_embeddings=True)),
+    recurrent("bahdanau", "bahdanau", BahdanauConfig(V, D, 24, 40, 2, C)),
+    *(recurrent(f"luong-{score}", "luong", LuongConfig(V, D, 2, C, score)) for score in ("dot", "general", "concat")),
 ]
 BY_NAME = {case.name: case for case in CASES}

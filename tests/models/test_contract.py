@@ -173,13 +173,41 @@ def test_back_in_time(case):
     setting.model.step(torch.randint(3, V - 2, (3, 5)), state)
     state.restore(mark)
     setting.expect(state, setting.tails[:, :2], None, [0] * 3)
+    before_draft, lengths = state.snapshot(), [n + 2 for n in LENGTHS]
     setting.model.step(torch.randint(3, V - 2, (3, 3)), state)                        # a draft; all of it is refused
-    state.truncate([n + 2 for n in LENGTHS])
+    if case.forgets:
+        state.truncate(lengths)
+    else:
+        state.restore(before_draft)
+    state.truncate(lengths)                                                           # nothing more to forget
     setting.expect(state, setting.tails[:, 2:4], None, [2] * 3)
+    state.restore(mark)
+    assert state.lengths == list(LENGTHS)
+    setting.expect(state, setting.tails[:, :6], None, [0] * 3)
 
 
 @generators
-def test_what_a_state_refuses(case):
+def test_a_mark_of_another_state_is_stale(case):
+    setting = Setting(case)
+    state = setting.prefill()
+    mark = state.snapshot()
+    for other in (state.select([0, 1, 2]), setting.prefill()):
+        with pytest.raises(RequestError) as stale:
+            other.restore(mark)
+        assert stale.value.kind == "stale"
+        setting.expect(other, setting.tails[:, :1], None, [0] * 3)
+
+
+@generators
+def test_no_state_becomes_longer_by_truncation(case):
+    state = Setting(case).prefill()
+    with pytest.raises(RequestError):
+        state.truncate([99, 1, 1])
+    assert state.lengths == list(LENGTHS)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.generates and case.forgets], ids=lambda case: case.name)
+def test_what_was_truncated_away_cannot_be_restored(case):
     setting = Setting(case)
     state = setting.prefill()
     setting.model.step(setting.tails, state)
@@ -189,12 +217,46 @@ def test_what_a_state_refuses(case):
     with pytest.raises(RequestError) as stale:
         state.restore(mark)
     assert stale.value.kind == "stale"
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.generates and not case.forgets], ids=lambda case: case.name)
+def test_what_is_mixed_into_a_cell_is_not_truncated(case):
+    setting = Setting(case)
+    state = setting.prefill()
+    with pytest.raises(RequestError, match="take a snapshot before and restore it") as refused:
+        state.truncate([n - 1 for n in LENGTHS])
+    assert refused.value.kind == "unsupported" and "\n" not in str(refused.value)
+    setting.expect(state, setting.tails[:, :2], None, [0] * 3)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.generates and case.has_capacity], ids=lambda case: case.name)
+def test_a_full_state_refuses_and_has_not_moved(case):
+    setting = Setting(case)
+    state = setting.prefill()
+    setting.model.step(setting.tails, state)
     with pytest.raises(RequestError) as full:
         setting.model.step(torch.zeros(3, 10, dtype=torch.long), state)
     assert full.value.kind == "too_long" and "24" in str(full.value)
     assert state.lengths == [n + 6 for n in LENGTHS]                                  # a refused step has not happened
-    with pytest.raises(RequestError):
-        state.truncate([99, 1, 1])
+
+
+@generators
+def test_a_step_that_raises_has_not_happened(case):
+    setting = Setting(case)
+    state = setting.prefill()
+    with pytest.raises((IndexError, RuntimeError)):
+        setting.model.step(torch.full((3, 2), V), state)                              # there is no such token
+    assert state.lengths == list(LENGTHS)
+    setting.expect(state, setting.tails[:, :2], None, [0] * 3)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.has_capacity], ids=lambda case: case.name)
+def test_a_state_without_capacity_reads_on(case):
+    setting = Setting(case)
+    state = setting.model.start(setting.sources, 3, 1)
+    setting.model.step(setting.token_ids, state, LENGTHS)
+    setting.expect(state, setting.tails, None, [0] * 3)
+    assert setting.model.max_positions is None
 
 
 @generators

@@ -152,6 +152,23 @@ def test_a_step_in_which_all_rows_wait_changes_nothing(name):
     assert torch.equal(model.step(tokens[:, 5:], still), model.step(tokens[:, 5:], moved))
 
 
+@pytest.mark.parametrize("name", ["rnn", "lstm", "gru", "cnn", "rnn-encoder-decoder", "bahdanau", "luong-general"])
+def test_a_recurrent_step_in_which_all_rows_wait_changes_nothing(name):
+    torch.manual_seed(0)
+    model = BY_NAME[name].build()
+    source = Batch(torch.randint(V, (2, 4))) if model.reads_source else None
+    tokens = torch.randint(V, (2, 6))
+    still, moved = model.start(source, 2, 8), model.start(source, 2, 8)
+    before = still.cells
+    assert model.step(tokens[:, :2], still, [0, 0]).shape == (2, 2, model.head.in_features)
+    assert still.lengths == [0, 0] and all(torch.equal(*pair) for pair in zip(still.cells, before, strict=True))
+    for state in (still, moved):
+        model.step(tokens[:, :5], state, [5, 3])
+    model.step(tokens[:, :2], still, [0, 0])
+    assert still.lengths == [5, 3] and all(torch.equal(*pair) for pair in zip(still.cells, moved.cells, strict=True))
+    assert torch.equal(model.step(tokens[:, 5:], still), model.step(tokens[:, 5:], moved))
+
+
 @pytest.mark.parametrize("name", ["gpt2", "llama"])
 def test_a_row_that_fills_the_context_can_wait_for_the_others(name):
     torch.manual_seed(0)

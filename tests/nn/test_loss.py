@@ -44,6 +44,60 @@ def whole(hidden, targets, head):
     return F.cross_entropy(head(hidden).flatten(0, 1), targets.flatten(), ignore_index=IGNORE_INDEX, reduction="sum")
 
 
+def whole_with_extras(hidden, targets, head, smoothing, z):
+    logits, flat = head(hidden).flatten(0, 1), targets.flatten()
+    smoothed = F.cross_entropy(logits, flat, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=smoothing)
+    return smoothed + z * logits[flat != IGNORE_INDEX].logsumexp(-1).square().sum()
+
+
+@heads
+@chunks
+@pytest.mark.parametrize(("smoothing", "z"), [(0.1, 0.0), (0.0, 0.3), (0.2, 0.05)])
+def test_smoothing_and_z_loss_are_those_of_all_logits_at_once(head, chunk_size, smoothing, z):
+    hidden, targets, module = setting(head)
+    wanted = [hidden, *module.parameters()]
+    expected = whole_with_extras(hidden, targets, module, smoothing, z)
+    told = {"chunk_size": chunk_size, "label_smoothing": smoothing, "z_loss": z}
+    total, n_targets = token_cross_entropy(hidden, targets, module, **told)
+    assert n_targets == (targets != IGNORE_INDEX).sum()
+    torch.testing.assert_close(total, expected)
+    assert (total - whole(hidden, targets, module)).abs() > 0.05                      # and not those of the plain loss
+    pairs = zip(torch.autograd.grad(total * 0.37, wanted), torch.autograd.grad(expected * 0.37, wanted))
+    for got, truth in pairs:
+        torch.testing.assert_close(got, truth, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        torch.testing.assert_close(token_cross_entropy(hidden, targets, module, **told)[0], expected)
+
+
+def test_who_has_counted_the_targets_is_believed():
+    hidden, targets, head = setting()
+    n = int((targets != IGNORE_INDEX).sum())
+    total, told = token_cross_entropy(hidden, targets, head, n_targets=n)
+    assert told == n and total.item() == token_cross_entropy(hidden, targets, head)[0].item()
+
+
+def test_what_is_asked_nothing_meets_no_head():
+    """BERT asks about 15 % of its positions."""
+    hidden, targets, head = setting()
+    rows = []
+    head.register_forward_hook(lambda module, args, out: rows.append(len(out)))
+    token_cross_entropy(hidden, targets, head, chunk_size=4)[0].backward()
+    assert sum(rows) == (targets != IGNORE_INDEX).sum() < targets.numel()
+    ignored = targets == IGNORE_INDEX
+    assert not hidden.grad[ignored].any() and hidden.grad[~ignored].any(-1).all()
+
+
+def test_large_logits_are_no_trouble():
+    head = nn.Linear(1, 3, bias=False)
+    with torch.no_grad():
+        head.weight[:] = torch.tensor([[1e4], [0.0], [-1e4]])
+    hidden = torch.ones(1, 2, 1, requires_grad=True)
+    total, _ = token_cross_entropy(hidden, torch.tensor([[0, 2]]), head, z_loss=1e-6)
+    assert total.item() == pytest.approx(2e4 + 2 * 1e-6 * 1e8, rel=1e-6)
+    total.backward()
+    assert head.weight.grad.isfinite().all()
+
+
 @heads
 @chunks
 def test_value_and_gradients_are_those_of_all_logits_at_once(head, chunk_size):
@@ -168,8 +222,9 @@ class Kept:
 N_MANY, V_LARGE, CHUNK = 256, 512, 16
 
 
+@pytest.mark.parametrize("extras", [{}, {"label_smoothing": 0.1, "z_loss": 1e-4}], ids=["plain", "extras"])
 @pytest.mark.parametrize("what", ["all", "head alone", "body alone"])
-def test_the_logits_are_never_held_whole(what):
+def test_the_logits_are_never_held_whole(what, extras):
     """N x V is 131,072 numbers here. No tensor is half as large, and what is kept for the backward is the gradients alone."""
     torch.manual_seed(0)
     hidden, targets, head = torch.randn(1, N_MANY, D), torch.randint(V_LARGE, (1, N_MANY)), nn.Linear(D, V_LARGE)
@@ -179,7 +234,7 @@ def test_the_logits_are_never_held_whole(what):
     head.register_forward_hook(lambda module, args, out: rows.append(out.numel() // V_LARGE))
     limit = max(CHUNK * V_LARGE, V_LARGE * D, N_MANY * D)
     with Largest() as largest, torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
-        total, _ = token_cross_entropy(hidden, targets, head, chunk_size=CHUNK)
+        total, _ = token_cross_entropy(hidden, targets, head, chunk_size=CHUNK, **extras)
         held = sum(kept.tensor.numel() for kept in Kept.alive)
         total.backward()
     assert rows == [CHUNK] * (N_MANY // CHUNK)

@@ -56,13 +56,14 @@ def test_a_forward_is_the_plain_models(case, one_dnn):
             close(low(packed), model(packed))
 
 
-def tour(model, source, more, tokens):
+def tour(model, source, more, tokens, forgets):
     """Logits of all that a state can do."""
     state = model.start(source, 3, 20)
     seen = [model.step(tokens[:, :6], state, [6, 2, 4])[1, :2], model.step(tokens[:, 6:7], state), model.step(tokens[:, 7:10], state, [3, 0, 1])[0]]
     picked = state.select([2, 0])
     seen.append(model.step(tokens[:2, 10:11], picked))
-    state.truncate([4, 2, 3])
+    if forgets:
+        state.truncate([4, 2, 3])
     mark = state.snapshot()
     seen.append(model.step(tokens[:, 3:5], state))
     state.restore(mark)
@@ -82,8 +83,8 @@ def test_a_state_does_what_it_does_for_the_plain_model(case, one_dnn):
     source, more = (Batch(ids(3, 5), keep=torch.arange(5) < torch.tensor([[5], [2], [4]])), Batch(ids(1, 7))) if case.reads_source else (None, None)
     tokens = ids(3, 12)
     with torch.inference_mode():
-        (got, lengths), (expected, same) = tour(low, source, more, tokens), tour(model, source, more, tokens)
-    assert lengths == same == [5, 3, 4, 6]
+        (got, lengths), (expected, same) = (tour(either, source, more, tokens, case.forgets) for either in (low, model))
+    assert lengths == same == ([5, 3, 4, 6] if case.forgets else [11, 4, 7, 6])
     for one, other in zip(got, expected, strict=True):
         close(one, other)
 
