@@ -13,22 +13,23 @@ import numpy as np
 import torch
 
 from hanok.bundle.weights import parameters
+from hanok.models.gpt import GPTConfig
 from hanok.models.llama import LlamaConfig
 from hanok.text.tokenizer import Tokenizer
 
 NAMES = {"residual.0.norm": "attn_norm", "residual.1.norm": "ffn_norm", "attention.q_proj": "attn_q", "attention.k_proj": "attn_k",
          "attention.v_proj": "attn_v", "attention.out_proj": "attn_output", "attention.q_norm": "attn_q_norm", "attention.k_norm": "attn_k_norm",
          "ffn.gate": "ffn_gate", "ffn.up": "ffn_up", "ffn.down": "ffn_down"}
-TOP = {"embed.token": "token_embd", "stack.final_norm": "output_norm", "head": "output"}
+TOP = {"embed.token": "token_embd", "stack.final_norm": "output_norm", "head": "output", "embed.position.table": "position_embd"}
 
 
 def theirs(ours: str) -> str:
     """llama.cpp's name of one of our tensors."""
-    part = ours.removesuffix(".weight")
+    part, _, kind = ours.rpartition(".")
     if part in TOP:
-        return TOP[part] + ".weight"
+        return f"{TOP[part]}.{kind}"
     _, _, layer, part = part.split(".", 3)
-    return f"blk.{layer}.{NAMES[part]}.weight"
+    return f"blk.{layer}.{NAMES[part]}.{kind}"
 
 
 def permute(weight: np.ndarray, n_heads: int) -> np.ndarray:
@@ -65,6 +66,23 @@ def metadata_of(config: LlamaConfig, arch: str) -> dict[str, object]:
     if scaling is not None and scaling.kind == "llama3":
         told["rope.scaling.original_context_length"] = scaling.original_max_seq_len
     return {f"{arch}.{name}": value for name, value in told.items()}
+
+
+def gpt2_metadata_of(config: GPTConfig) -> dict[str, object]:
+    """As GPT2Model of the converter writes them."""
+    told = {"block_count": config.n_layers, "context_length": config.max_seq_len, "embedding_length": config.d_model,
+            "feed_forward_length": config.d_ff, "attention.head_count": config.n_heads, "attention.layer_norm_epsilon": config.norm_eps}
+    return {f"gpt2.{name}": value for name, value in told.items()}
+
+
+def gpt2_tensors_of(net: torch.nn.Module, config: GPTConfig) -> dict[str, np.ndarray]:
+    """Our tensors under llama.cpp's names: q, k and v below each other in one, matrices as (out, in)."""
+    held = {name: tensor.detach().numpy() for name, tensor in parameters(net).items()}
+    out = {theirs(name): array for name, array in held.items() if not any(f".{p}_proj." in name for p in "qkv")}
+    for i in range(config.n_layers):
+        for kind in ("weight", "bias"):
+            out[f"blk.{i}.attn_qkv.{kind}"] = np.concatenate([held[f"stack.blocks.{i}.attention.{p}_proj.{kind}"] for p in "qkv"])
+    return out
 
 
 def words_of(words: Tokenizer, pre: str = "qwen2", eos: str = "<|endoftext|>") -> dict[str, object]:

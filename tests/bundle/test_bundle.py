@@ -178,6 +178,8 @@ def test_parameters_are_counted_by_part():
     assert parts == {"embedding": 97 * 32, "attention": 3 * (32 * 64 * 2 + 32 * 32 * 2), "feed-forward": 3 * 3 * 32 * 64,
                      "norms": 3 * (2 * 32 + 2 * 16) + 32}
     assert count_parameters(BY_NAME["llama"].build())["head"] == 97 * 32
+    assert {"recurrence", "embedding", "head"} == set(count_parameters(BY_NAME["lstm"].build()))
+    assert {"attention", "recurrence"} < set(count_parameters(BY_NAME["bahdanau"].build()))
 
 
 # ---- whole or not at all

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGMLQuantizationType as Type
-from gguf_files import tensors_of, words_of, write, written
+from gguf_files import gpt2_metadata_of, gpt2_tensors_of, tensors_of, words_of, write, written
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -54,7 +54,7 @@ def broken(tmp_path):
 
 # ---- the same logits
 
-CASES = {name: BY_NAME[name].config for name in ("llama", "llama-tied", "llama-linear-rope", "llama-llama3-rope", "qwen3")} | {
+CASES = {name: BY_NAME[name].config for name in ("llama", "llama-tied", "llama-linear-rope", "llama-llama3-rope", "qwen3", "qwen2", "qwen2-tied")} | {
     "llama-many-heads": replace(BY_NAME["llama"].config, n_kv_heads=4), "llama-no-head-width": replace(BY_NAME["llama"].config, d_head=None)}
 
 
@@ -73,13 +73,51 @@ def test_fp32_gives_the_same_logits_and_the_same_bundle(name, tmp_path):
     assert torch.equal(logits(again.model), logits(bundle.model))
 
 
-@pytest.mark.parametrize(("name", "permuted"), [("llama", False), ("qwen3", True)])
+@pytest.mark.parametrize(("name", "permuted"), [("llama", False), ("qwen3", True), ("qwen2", True)])
 def test_rows_in_the_other_order_would_give_other_logits(name, permuted, tmp_path):
-    """What makes the permutation necessary for llama, and wrong for qwen3."""
+    """What makes the permutation necessary for llama, and wrong for Qwen."""
     config = CASES[name]
     net = model(config, name)
     wrong = import_gguf(written(tmp_path / "x.gguf", net, config, name, permuted=permuted))
     assert (logits(wrong.model) - logits(net)).abs().max() > 0.05
+
+
+def test_a_llama_with_a_window_is_a_mistral(tmp_path):
+    case = BY_NAME["mistral"]
+    net = case.build()
+    bundle = import_gguf(written(tmp_path / "x.gguf", net, case.config, "llama", metadata={"llama.attention.sliding_window": 5}))
+    assert bundle.family.name == "mistral" and replace(bundle.config, norm_eps=case.config.norm_eps) == case.config
+    assert torch.equal(logits(bundle.model), logits(net))
+    plain = import_gguf(written(tmp_path / "plain.gguf", net, case.config, "llama"))
+    assert plain.family.name == "llama"
+    differ = (logits(plain.model) - logits(net)).abs()
+    assert differ[:, :5].max() <= 1e-6 and differ[:, 5:].max() > 0.05
+
+
+@pytest.mark.parametrize("head", ["tied", "repeated", "own"])
+def test_gpt2_is_read_with_q_k_and_v_in_one(head, tmp_path):
+    """Older files repeat the embedding as their head."""
+    config = replace(BY_NAME["gpt2"].config, tie_embeddings=head != "own")
+    net = model(config, "gpt2")
+    tensors = gpt2_tensors_of(net, config)
+    if head == "repeated":
+        tensors["output.weight"] = tensors["token_embd.weight"]
+    bundle = import_gguf(write(tmp_path / "x.gguf", "gpt2", gpt2_metadata_of(config), tensors))
+    assert bundle.family.name == "gpt2" and replace(bundle.config, norm_eps=config.norm_eps) == config
+    assert all(torch.equal(ours, parameters(net)[name]) for name, ours in parameters(bundle.model).items())
+    assert torch.equal(logits(bundle.model), logits(net))
+
+
+@pytest.mark.parametrize(("tensors", "told"), [
+    ({"blk.0.attn_qkv.bias": None}, "tensor 'blk.0.attn_qkv.bias' is missing"),
+    ({"blk.0.attn_qkv.weight": np.ones((95, 32), np.float32)}, "has shape (31, 32), the config wants (32, 32)"),
+    ({"position_embd.weight": np.ones((63, 32), np.float32)}, "'embed.position.table.weight' has shape (63, 32), the config wants (64, 32)"),
+])
+def test_a_gpt2_that_does_not_fit_is_told(tensors, told, tmp_path):
+    config = BY_NAME["gpt2"].config
+    made = gpt2_tensors_of(model(config, "gpt2"), config) | tensors
+    path = write(tmp_path / "x.gguf", "gpt2", gpt2_metadata_of(config), {name: tensor for name, tensor in made.items() if tensor is not None})
+    assert told in refused(WeightsError, path)
 
 
 def quantised(array: np.ndarray, kind: Type) -> np.ndarray:
@@ -190,7 +228,8 @@ def test_more_words_than_rows_are_refused(tmp_path):
 # ---- what is not understood
 
 @pytest.mark.parametrize(("metadata", "told"), [
-    ({"llama.attention.sliding_window": 9}, "'llama.attention.sliding_window' = 9 is not known for llama; hanok would not compute the same logits"),
+    ({"llama.attention.scale": 2.0}, "'llama.attention.scale' = 2.0 is not known for llama; hanok would not compute the same logits"),
+    ({"llama.attention.sliding_window": 0}, "window is 0; expected 1 or more"), ({"llama.attention.sliding_window": "x"}, "window: got 'x'"),
     ({"llama.expert_count": 8}, "'llama.expert_count' = 8 is not known"), ({"adapter.type": "lora"}, "'adapter.type' is not known"),
     ({"llama.block_count": 2 ** 31}, "it tells of 2147483648 layers and holds 30 tensors"),
     ({"llama.block_count": None}, "'llama.block_count' is missing; every llama has one"), ({"llama.block_count": "x"}, "n_layers: got 'x', expected"),
@@ -209,7 +248,7 @@ def test_metadata_that_is_not_understood_is_named(broken, metadata, told):
 
 def test_an_architecture_without_family_is_named(tmp_path):
     path = write(tmp_path / "x.gguf", "mamba", {"mamba.block_count": 2}, {"token_embd.weight": np.ones((97, 32), np.float32)})
-    assert "architecture 'mamba' has no family here; known are llama, qwen3" in refused(ConfigError, path)
+    assert "architecture 'mamba' has no family here; known are gpt2, llama, qwen2, qwen3" in refused(ConfigError, path)
 
 
 @pytest.mark.parametrize(("tensors", "told"), [

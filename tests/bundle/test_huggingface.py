@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from hanok.bundle.bundle import Bundle
-from hanok.bundle.huggingface import read_weights
+from hanok.bundle.huggingface import expressible, read_config, read_weights
 from hanok.bundle.imports import export_folder, import_folder
 from hanok.bundle.weights import read_folder, write_safetensors
 from hanok.contracts import Batch
@@ -174,6 +174,72 @@ def test_a_family_that_they_cannot_express_says_who_can(tmp_path: Path):
     with pytest.raises(ConfigError, match="no class for gpt; families that export are .*qwen3"):
         export_folder(Bundle(catalog.family("gpt"), case.config, case.build()), tmp_path / "out")
     assert not (tmp_path / "out").exists() and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("name", "config", "told"), [
+    ("gpt1", replace(BY_NAME["gpt1"].config, d_ff=64), r"no Hugging Face class expresses this gpt1: it needs d_ff = 4 x d_model \(128, not 64\)"),
+    ("gpt1", replace(BY_NAME["gpt1"].config, activation="gelu"), "it needs activation = gelu_tanh or relu, not gelu"),
+    ("llama", replace(BY_NAME["llama"].config, qk_norm=True), "it needs qk_norm = False"),
+    ("mistral", replace(BY_NAME["mistral"].config, qk_norm=True), "it needs qk_norm = False"),
+])
+def test_a_config_that_they_cannot_express_says_what_it_needs(name, config, told, tmp_path: Path):
+    family = catalog.family(name)
+    with pytest.raises(ConfigError, match=told):
+        export_folder(Bundle(family, config, family.build(config)), tmp_path / "out")
+    assert not expressible(family, config) and expressible(family, BY_NAME[name].config) and not list(tmp_path.iterdir())
+
+
+def test_what_a_file_leaves_out_is_what_their_class_takes():
+    """Their own configs without any argument, told to us with only the sizes that must be there."""
+    required = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "n_embd", "n_layer", "n_head")
+    for name, theirs in (("llama", transformers.LlamaConfig()), ("mistral", transformers.MistralConfig()), ("qwen2", transformers.Qwen2Config()),
+                         ("qwen3", transformers.Qwen3Config()), ("gpt1", transformers.OpenAIGPTConfig()), ("gpt2", transformers.GPT2Config())):
+        family = catalog.family(name)
+        table, told = family.hf[0], json.loads(theirs.to_json_string(use_diff=False))
+        full = {key: told[key] for key in (*table.settings, "rope_parameters") if key in told}
+        got, expected = (read_config(table, family, data, {}, "x") for data in (full, {key: full[key] for key in required if key in full}))
+        assert vars(got) | {"d_head": None} == vars(expected) | {"d_head": None}, name
+        assert getattr(got, "d_head", None) in (None, got.d_model // got.n_heads)
+
+
+@pytest.mark.parametrize(("name", "change", "told"), [
+    ("qwen2", {"use_sliding_window": True}, "'use_sliding_window' = True is not supported for qwen2; only False is"),
+    ("qwen2", {"attention_bias": False}, "'attention_bias' = False is not known for qwen2"),
+    ("qwen2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types"),
+    ("mistral", {"sliding_window": 0}, "window is 0; expected 1 or more"), ("mistral", {"hidden_act": "gelu"}, "hidden_act"),
+    ("gpt1", {"afn": "silu"}, "activation: got 'silu'"), ("gpt1", {"n_positions": 63}, "has shape"),
+])
+def test_relatives_refuse_what_their_tables_do_not_explain(name, change, told, tmp_path: Path):
+    BY_NAME[name].build_twin().save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(HanokError, match=told) as refused:
+        import_folder(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_qwen2_as_published_is_read(tmp_path: Path):
+    """Its files tell of a window that they do not use."""
+    case = BY_NAME["qwen2"]
+    theirs = case.build_twin()
+    theirs.save_pretrained(tmp_path)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sliding_window": 4, "max_window_layers": 2, "use_sliding_window": False,
+                                "use_mrope": False, "attention_dropout": 0.0}))
+    compare(import_folder(tmp_path).model, theirs, case)
+
+
+def test_a_window_binds(tmp_path: Path):
+    """Without it the logits would differ behind the fifth token, and only there."""
+    case = BY_NAME["mistral"]
+    case.build_twin().save_pretrained(tmp_path)
+    bound = import_folder(tmp_path).model
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "sliding_window": None}))
+    free = import_folder(tmp_path)
+    assert free.config.window is None
+    differ = (free.model(inputs(case)[0]) - bound(inputs(case)[0])).abs()
+    assert differ[1, :5].max() <= 1e-5 and differ[1, 5:].max() > 0.01
 
 
 def test_half_precision_is_read_as_fp32(tmp_path: Path):

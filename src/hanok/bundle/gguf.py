@@ -166,14 +166,21 @@ def read_gguf(path: Path | str) -> tuple[Family, Any, dict[str, Tensor], Tokeniz
     path = Path(path)
     metadata, tensors = open_gguf(path)
     architecture = metadata.get("general.architecture")
-    pairs = {table.architecture: (family, table) for family, table in catalog.gguf_tables()}
-    if architecture not in pairs:
-        raise ConfigError(f"{path}: architecture {architecture!r} has no family here; known are {', '.join(sorted(pairs))}")
-    family, table = pairs[architecture]
+    family, table = find_table(architecture, metadata, str(path))
     config = read_config(family, table, metadata, tensors, str(path))
     ours = read_weights(table, config, tensors, str(path))
     tokenizer = tokenizer_from_gguf(metadata) if "tokenizer.ggml.model" in metadata else None
     return family, config, ours, tokenizer, metadata
+
+
+def find_table(architecture: Any, metadata: Mapping[str, Any], where: str) -> tuple[Family, GGUFTable]:
+    """The table for a file: of those of its architecture the one whose marker it bears, else the one without. ConfigError names what is known."""
+    found = [pair for pair in catalog.gguf_tables() if pair[1].architecture == architecture]
+    if not found:
+        known = sorted({table.architecture for _, table in catalog.gguf_tables()})
+        raise ConfigError(f"{where}: architecture {architecture!r} has no family here; known are {', '.join(known)}")
+    marked = [pair for pair in found if pair[1].marker and f"{architecture}.{pair[1].marker}" in metadata]
+    return (marked or [pair for pair in found if not pair[1].marker])[0]
 
 
 def read_config(family: Family, table: GGUFTable, metadata: Mapping[str, Any], tensors: Tensors, where: str) -> Any:

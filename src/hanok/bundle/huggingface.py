@@ -97,11 +97,22 @@ def writable(family: Family, config: Any) -> HFTable:
     if not family.hf:
         able = ", ".join(f.name for f in catalog.FAMILIES.values() if f.hf)
         raise ConfigError(f"Hugging Face has no class for {family.name}; families that export are {able}")
-    for table in family.hf:
-        if all(getattr(config, name) == value for name, value in table.requires.items()):
-            return table
-    wants = "; or ".join(", ".join(f"{name} = {value}" for name, value in table.requires.items()) for table in family.hf)
-    raise ConfigError(f"no Hugging Face class expresses this {family.name}: it needs {wants}")
+    obstacles = [obstacle(table, config) for table in family.hf]
+    if "" not in obstacles:
+        raise ConfigError(f"no Hugging Face class expresses this {family.name}: it needs {'; or '.join(obstacles)}")
+    return family.hf[obstacles.index("")]
+
+
+def expressible(family: Family, config: Any) -> bool:
+    """Whether a Hugging Face class can express this config: what `writable` would refuse need not be suggested."""
+    return any(not obstacle(table, config) for table in family.hf)
+
+
+def obstacle(table: HFTable, config: Any) -> str:
+    """What the class needs and this config has not; empty where it can be expressed."""
+    if any(getattr(config, name) != value for name, value in table.requires.items()):
+        return ", ".join(f"{name} = {value}" for name, value in table.requires.items())
+    return table.refuses(config)
 
 
 def write_config(table: HFTable, config: Any) -> dict[str, Any]:

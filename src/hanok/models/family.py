@@ -80,21 +80,24 @@ class HFTable:
     read: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data    # older spellings of settings -> those of `settings`
     write: Callable[[Any], dict[str, Any]] = lambda config: {}              # further settings that their class wants
     from_weights: Callable[[set[str]], dict[str, Any]] = lambda names: {}   # ours, told by which tensors are there
-
-    @property
-    def ours(self) -> dict[str, str]:
-        return {ours: theirs for theirs, (ours, _) in self.settings.items()}
+    refuses: Callable[[Any], str] = lambda config: ""    # what of a config this class cannot express, beyond `requires`
 
 
 @dataclass(frozen=True)
 class GGUFTable:
-    """One GGUF architecture, read only so far. Metadata keys are without the architecture's prefix."""
+    """One GGUF architecture. Metadata keys are without the architecture's prefix; where several families share one, a `marker` tells them apart."""
     architecture: str
     settings: Mapping[str, tuple[str, Any]]
     weights: Callable[[Any], list[Weight]]
     read: Callable[[Mapping[str, Any], Mapping[str, Tensor]], dict[str, Any]] = lambda metadata, tensors: {}   # further settings of ours
     known: frozenset[str] = frozenset()                  # metadata of the architecture that `read` handles or that is neutral
     buffers: tuple[str, ...] = ()
+    marker: str = ""                                     # metadata that only files of this family have
+    requires: Mapping[str, Any] = field(default_factory=dict)      # ours -> value
+    write: Callable[[Any], Mapping[str, Any]] = lambda config: {}  # further metadata, or other than `settings` gives
+    derived: Callable[[Any], dict[str, Tensor]] = lambda config: {}      # tensors that follow from the config
+    precise: frozenset[str] = frozenset()                # matrices that stay fp32
+    told_at_export: Callable[[Any], str] = lambda config: ""       # what the format cannot keep, for people
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,8 @@ from hanok.text.tokenizer import PRE_TOKENIZERS, Tokenizer
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 PRE_NAMES = {"default": "gpt-2", "llama3": "llama-bpe", "llama-v3": "llama-bpe"} | {name: name for name in PRE_TOKENIZERS}
+PAD = re.compile(r"\[PAD\d+\]")
+"""What llama.cpp's converter calls rows of the embedding that no token uses."""
 _SPECIAL_IDS = ("bos", "eos", "eot", "eom", "unknown", "seperator", "padding", "mask")  # "seperator" is the key's own spelling
 
 
@@ -28,6 +30,8 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
         raise TokenizerError(f"GGUF tokenizer model '{model}' is not supported; {nearest(model, makers)}")
     tokens = [str(token) for token in _need(metadata, "tokens")]
     types = _types(metadata, tokens)
+    while tokens and types[-1] == UNUSED and PAD.fullmatch(tokens[-1]):               # rows that no token uses
+        tokens.pop(), types.pop()
     vocab = {token: token_id for token_id, token in enumerate(tokens)}
     if len(vocab) < len(tokens):
         twice = next(token for token_id, token in enumerate(tokens) if vocab[token] != token_id)
@@ -85,9 +89,9 @@ def _byte_level_bpe(metadata: Mapping[str, Any], tokens: list[str], types: list[
 
 def _sentencepiece_bpe(metadata: Mapping[str, Any], tokens: list[str], types: list[int], vocab: dict[str, int]) -> tokenizers.Tokenizer:
     scores = [float(score) for score in _need(metadata, "scores")]
-    if len(scores) != len(tokens):
-        raise TokenizerError(f"the GGUF metadata has {len(tokens)} tokens but {len(scores)} scores; one for each was expected")
-    merges = _merges_from_scores(tokens, types, scores)
+    if len(scores) != (n_tokens := len(_need(metadata, "tokens"))):
+        raise TokenizerError(f"the GGUF metadata has {n_tokens} tokens but {len(scores)} scores; one for each was expected")
+    merges = merges_from_scores(tokens, types, scores)
     for token_id, token in enumerate(tokens):
         if types[token_id] == USER_DEFINED and "▁" in token:  # it is looked for in raw text, where a space is a space
             del vocab[token]
@@ -105,7 +109,7 @@ def _sentencepiece_bpe(metadata: Mapping[str, Any], tokens: list[str], types: li
     return rust
 
 
-def _merges_from_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
+def merges_from_scores(tokens: list[str], types: list[int], scores: list[float]) -> list[tuple[str, str]]:
     """Every way to put a piece together from two others, likeliest piece first; SentencePiece joins the pair whose piece scores highest."""
     known = set(tokens)
     ways = [(-score, -cut, token) for token, kind, score in zip(tokens, types, scores) if kind in (NORMAL, UNUSED)
