@@ -4,16 +4,21 @@ Skipped, and said, where no package index is reached and nothing was fetched bef
 """
 from __future__ import annotations
 
+import base64
+import random
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import tiktoken
 import torch
 import transformers
 
 import hanok
 from hanok import runtime
 from hanok.api import LoadedModel
-from hanok.bundle.imports import export_folder
+from hanok.bundle.hub import fetch
+from hanok.bundle.imports import export_folder, read_tokenizer
 from hanok.bundle.pull import pull
 from hanok.errors import HubError
 
@@ -28,9 +33,9 @@ TEXTS = {
 }
 
 
-def fetched(name: str) -> Path:
+def fetched(name: str, take: Callable[[str], Path] = pull) -> Path:
     try:
-        return pull(name)
+        return take(name)
     except HubError as error:
         if "reach" in str(error) or "offline" in str(error):
             pytest.skip(f"{name}: {error}")
@@ -79,7 +84,6 @@ def test_minilm_embeds_as_transformers_does():
     texts = ["A cat sleeps on the warm roof.", "On the roof a kitten naps.", "Interest rates rose by a quarter point.", "집 " * 40, "x",
              "beam and post " * 300]
     vectors = ours.embed(texts)
-    from hanok.bundle.hub import fetch
     folder = fetch("all-minilm-l6-v2").folder_or_file
     model = transformers.AutoModel.from_pretrained(folder).eval()
     batch = transformers.AutoTokenizer.from_pretrained(folder)(texts, padding=True, truncation=True, return_tensors="pt")
@@ -91,6 +95,44 @@ def test_minilm_embeds_as_transformers_does():
     assert (1 - cosine).abs().max() <= 1e-5
     alike, unlike = vectors[0] @ vectors[1], vectors[0] @ vectors[2]
     assert alike > 0.5 > unlike
+
+
+@pytest.fixture(scope="module")
+def gpt2_words():
+    """GPT-2's rank file, read here and by tiktoken."""
+    path = fetched("pypi:openai-whisper==20250625#whisper/assets/gpt2.tiktoken", lambda source: fetch(source).folder_or_file)
+    ranks = {base64.b64decode(token): int(rank) for token, rank in (line.split() for line in path.read_bytes().splitlines())}
+    pattern = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    theirs = tiktoken.Encoding("gpt2", pat_str=pattern, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256}, explicit_n_vocab=50257)
+    return read_tokenizer(path), theirs
+
+
+MORE_TEXTS = {"emoji": "👩‍👩‍👧‍👦 🏠🏽 :-) 🇰🇷🇰", "whitespace": "  a \t\n\n   b\r\n\u00a0\u3000 c   ", "numbers": "3.14159 1,000,000 ²½ ١٢٣",
+              "end": "one<|endoftext|>two"}
+
+
+@pytest.mark.parametrize("kind", TEXTS | MORE_TEXTS)
+def test_gpt2s_rank_file_gives_tiktokens_ids(gpt2_words, kind):
+    ours, theirs = gpt2_words
+    text = (TEXTS | MORE_TEXTS)[kind]
+    assert ours.encode(text) == theirs.encode_ordinary(text)
+    assert ours.encode(text, parse_special=True) == theirs.encode(text, allowed_special="all")
+    assert ours.decode(ours.encode(text)) == text
+
+
+def test_gpt2s_rank_file_gives_tiktokens_ids_for_any_unicode(gpt2_words):
+    ours, theirs = gpt2_words
+    draw = random.Random(0)
+    planes = [range(0x20, 0x7F), range(0x20), range(0x80, 0x250), range(0x300, 0xD800), range(0xAC00, 0xD7A4), range(0xE000, 0x110000)]
+    for _ in range(2000):
+        text = "".join(chr(draw.choice(draw.choice(planes))) for _ in range(draw.randrange(40)))
+        assert ours.encode(text) == theirs.encode_ordinary(text)
+
+
+def test_gpt2s_rank_file_is_gpt2(gpt2_words):
+    ours, _ = gpt2_words
+    assert (ours.vocab_size, ours.pre_tokenizer, ours.specials) == (50257, "gpt-2", {"<|endoftext|>": 50256})
+    assert ours.encode("Hello world") == [15496, 995]
 
 
 def test_pulled_again_it_needs_no_network():

@@ -21,6 +21,11 @@ from hanok.disk import new_dir, read_text, sha256, write_text
 from hanok.errors import ConfigError, DataError
 from hanok.models import catalog
 from hanok.models.family import Family
+from hanok.nn.attention import Attention
+from hanok.nn.convolution import GatedConvolutions
+from hanok.nn.layers import MLP, Embedding, GatedMLP
+from hanok.nn.position import RelativeBias
+from hanok.nn.recurrent import Alignment, GRUCell, LSTMCell
 from hanok.text.tokenizer import Tokenizer
 
 
@@ -155,13 +160,27 @@ def versions() -> dict[str, str]:
     return {"hanok": hanok.__version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
+PARTS: tuple[tuple[str, tuple[type[nn.Module], ...]], ...] = (
+    ("embedding", (Embedding,)), ("norms", (nn.LayerNorm, nn.RMSNorm)), ("attention", (Attention, Alignment, RelativeBias)),
+    ("feed-forward", (MLP, GatedMLP)), ("recurrence", (nn.RNNBase, GRUCell, LSTMCell)), ("convolution", (GatedConvolutions,)))
+"""What a parameter is part of: the first of these kinds of module that holds it."""
+
+
 def count_parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters by part (embedding, attention, feed-forward, norms, head); a tied matrix counts once."""
-    parts = {"embedding": 0, "attention": 0, "feed-forward": 0, "norms": 0, "head": 0}
-    for name, parameter in model.named_parameters():
-        part = ("norms" if "norm" in name and "proj" not in name else "attention" if ".attention." in name or ".cross." in name
-                else "feed-forward" if ".ffn." in name else "head" if name.startswith(("head", "pooler", "next_sentence")) else "embedding")
-        parts[part] += parameter.numel()
+    """Parameters by part; a tied matrix counts once, as embedding. What is in no part is `other`, or `head` where the model's head holds it."""
+    parts, seen = {name: 0 for name, _ in PARTS} | {"head": 0, "other": 0}, set[int]()
+
+    def claim(name: str, module: nn.Module) -> None:
+        fresh = {id(parameter): parameter.numel() for parameter in module.parameters() if id(parameter) not in seen}
+        seen.update(fresh)
+        parts[name] += sum(fresh.values())
+
+    for name, kinds in PARTS:
+        for module in model.modules():
+            if isinstance(module, kinds):
+                claim(name, module)
+    claim("head", getattr(model, "head", nn.Identity()))
+    claim("other", model)
     return {part: n for part, n in parts.items() if n}
 
 

@@ -1,7 +1,11 @@
-"""From the outer world to a bundle, and back: Hugging Face folders both ways, GGUF files in. `load_any` takes whatever a path turns out to be."""
+"""From the outer world to a bundle, and back: Hugging Face folders both ways; GGUF, nanoGPT's checkpoints and llama2.c's files in.
+
+`load_any` takes whatever a path turns out to be, and `read_tokenizer` whatever holds a tokenizer.
+"""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,18 +14,30 @@ import torch
 from hanok.bundle import huggingface as hf
 from hanok.bundle.bundle import Bundle, Generation, check_vocabulary, empty_model, is_bundle, load_bundle, read_bundle_config
 from hanok.bundle.gguf import read_gguf
+from hanok.bundle.llama2c import import_llama2c, tokenizer_from_llama2c
+from hanok.bundle.nanogpt import SUFFIXES, import_nanogpt
 from hanok.bundle.weights import assign, converted, read_folder, refuse_pickle, write_safetensors
 from hanok.config import read_json, write_json
-from hanok.disk import new_dir, read_text, sha256, write_text
-from hanok.errors import ConfigError, DataError
+from hanok.disk import new_dir, read_bytes, read_text, sha256, write_text
+from hanok.errors import ConfigError, DataError, TokenizerError
+from hanok.text.tiktoken_ranks import is_rank_file, tokenizer_from_ranks
 from hanok.text.tokenizer import Tokenizer
 
+EXPECTED = "a bundle, a Hugging Face folder or a .gguf file was expected (nanoGPT's ckpt.pt and llama2.c's .bin are read too)"
+ENDS = ("<|endoftext|>", "</s>")
+"""Special tokens that end an answer where nothing else is told."""
 
-def load_any(path: Path | str) -> Bundle:
-    """A bundle from a bundle, a Hugging Face folder or a GGUF file, in fp32. HanokError says what a path is when it is none of these."""
-    path = Path(path)
+
+def load_any(path: Path | str, tokenizer: Tokenizer | None = None) -> Bundle:
+    """A bundle from a bundle, or in fp32 from a Hugging Face folder, a GGUF or llama2.c file or a nanoGPT checkpoint; `tokenizer` takes the place of
+    its own. HanokError says what a path is when it is none of these."""
+    bundle = _load(Path(path))
+    return bundle if tokenizer is None else with_tokenizer(bundle, tokenizer, str(path))
+
+
+def _load(path: Path) -> Bundle:
     if not path.exists():
-        raise DataError(f"{path}: there is no such file or folder; a bundle, a Hugging Face folder or a .gguf file was expected")
+        raise DataError(f"{path}: there is no such file or folder; {EXPECTED}")
     if path.is_dir():
         if is_bundle(path):
             return load_bundle(path)
@@ -31,10 +47,39 @@ def load_any(path: Path | str) -> Bundle:
         if len(ggufs) == 1:
             return import_gguf(ggufs[0])
         read_bundle_config(path)
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES:
+        return import_nanogpt(path)
+    if suffix == ".bin":
+        return import_llama2c(path)
     refuse_pickle(path)
-    if path.suffix.lower() == ".gguf":
+    if suffix == ".gguf":
         return import_gguf(path)
-    raise DataError(f"{path} is not a model; a bundle, a Hugging Face folder or a .gguf file was expected")
+    raise DataError(f"{path} is not a model; {EXPECTED}")
+
+
+def with_tokenizer(bundle: Bundle, tokenizer: Tokenizer, where: str) -> Bundle:
+    """The bundle with this tokenizer, which names what ends an answer if the bundle does not. ConfigError if the model has too few rows for it."""
+    check_vocabulary(bundle.config, tokenizer, where)
+    ends = tuple(tokenizer.specials[name] for name in ENDS if name in tokenizer.specials)
+    generation = replace(bundle.generation, stop_ids=bundle.generation.stop_ids or ends, add_special=_adds_special(tokenizer))
+    return replace(bundle, tokenizer=tokenizer, generation=generation)
+
+
+def read_tokenizer(path: Path, pre_tokenizer: str | None = None, specials: Mapping[str, int] | None = None) -> Tokenizer:
+    """A tokenizer.json, a folder with one, a tiktoken rank file, or llama2.c's tokenizer.bin.
+
+    How words are cut and special tokens (name -> id) can be told for a rank file alone. TokenizerError says what the file is instead.
+    """
+    if path.suffix.lower() == ".pkl":
+        raise TokenizerError(f"{path} is a pickle, which can run code and is not opened, even if it is nanoGPT's meta.pkl of characters; "
+                             "give a tokenizer.json of them with --tokenizer")
+    suffix, data = path.suffix.lower(), b"" if path.is_dir() else read_bytes(path)
+    if suffix == ".tiktoken" or is_rank_file(data):
+        return tokenizer_from_ranks(data, pre_tokenizer, specials, str(path))
+    if pre_tokenizer is not None or specials:
+        raise TokenizerError(f"{path} is no rank file of tiktoken's; only for one are --pre-tokenizer and --special told, others hold both")
+    return tokenizer_from_llama2c(data, str(path)) if suffix == ".bin" else Tokenizer.load(path)
 
 
 def import_folder(path: Path) -> Bundle:

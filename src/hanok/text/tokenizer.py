@@ -344,12 +344,12 @@ class _Corpus:
 
 
 def train(kind: str, texts: Iterable[str], vocab_size: int, *, pre_tokenizer: str = "qwen2", specials: Sequence[str] | None = None,
-          progress: bool = False) -> Tokenizer:
+          further: Sequence[str] = (), progress: bool = False) -> Tokenizer:
     """Trains a tokenizer of at most `vocab_size` tokens; the same texts give the same tokenizer.json.
 
-    kind: "bpe" (byte-level: no text is unknown), "wordpiece" (as BERT's; reads the texts twice, so an iterator is held in memory) or "unigram"
-    (as T5's, with byte tokens for what it has not seen). `pre_tokenizer` is one of PRE_TOKENIZERS and concerns "bpe" alone. `specials`: for "bpe"
-    all of them, by default <|endoftext|>; the other kinds begin with their own. TokenizerError tells the least `vocab_size` where it is too small.
+    kind: "bpe" (byte-level: no text is unknown), "wordpiece" (as BERT's; reads the texts twice, so an iterator is held in memory) or "unigram" (as
+    T5's, with byte tokens for what it has not seen). `pre_tokenizer`, of PRE_TOKENIZERS, concerns "bpe" alone. `specials`: for "bpe" all of them, by
+    default <|endoftext|>; the others begin with their own; `further` ones get the highest ids. TokenizerError tells the least possible `vocab_size`.
     """
     makers = {"bpe": _train_bpe, "wordpiece": _train_wordpiece, "unigram": _train_unigram}
     own = {"bpe": ("<|endoftext|>",) if specials is None else (), "wordpiece": BERT_SPECIALS, "unigram": T5_SPECIALS}
@@ -360,9 +360,11 @@ def train(kind: str, texts: Iterable[str], vocab_size: int, *, pre_tokenizer: st
     if isinstance(texts, str):
         raise TokenizerError("got one string to train on; an iterable of texts was expected")
     names = list(dict.fromkeys([*own[kind], *(specials or ())]))
-    if "" in names:
+    if "" in (*names, *further):
         raise TokenizerError("a special token may not be the empty string")
-    return Tokenizer(makers[kind](texts, vocab_size, names, pre_tokenizer, progress))
+    rust = makers[kind](texts, vocab_size - len(further), names, pre_tokenizer, progress)
+    rust.add_special_tokens(list(further))
+    return Tokenizer(rust)
 
 
 def _feed(rust: tokenizers.Tokenizer, corpus: _Corpus, trainer: Any) -> None:
