@@ -156,7 +156,7 @@ def test_the_bundles_own_defaults_hold_until_something_else_is_asked(models):
 
 @pytest.mark.parametrize(("option", "told"), [
     ({"temprature": 1}, "unknown option 'temprature'; did you mean 'temperature'?"), ({"max_tokens": 1}, "did you mean 'max_new_tokens'?"),
-    ({"zzzz": 1}, "choose from frequency_penalty, max_new_tokens, min_new_tokens, min_p, n, "), ({"token_ids": [1]}, "unknown option 'token_ids'"),
+    ({"zzzz": 1}, "choose from beyond_context, frequency_penalty, length_penalty, "), ({"token_ids": [1]}, "unknown option 'token_ids'"),
     ({"source_ids": [1]}, "unknown option 'source_ids'"), ({"sampling": None, "stops": "x"}, "unknown option 'stops'; did you mean 'stop'?"),
     ({"temperature": -1}, "temperature is -1; expected 0 (greedy) or more"), ({"max_new_tokens": 0}, "max_new_tokens 0; expected 1 or more"),
 ])

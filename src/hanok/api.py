@@ -14,13 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hanok.attention_view import MOST_TOKENS, Attention, Words, words_of, words_of_ids
 from hanok.bundle.bundle import Bundle, check_tokenizer, load_bundle
 from hanok.contracts import Batch, Chunk, Request, Sampling
 from hanok.errors import RequestError, nearest
 from hanok.evaluate.score import Score, score_text
-from hanok.generate.run import run
+from hanok.generate.distribution import NextTokens, next_tokens
+from hanok.generate.run import check, run
 from hanok.generate.search import keep_of, pad_rows
 from hanok.nn.lower import lower
+from hanok.probe import probe
 from hanok.text.chat import ChatTemplate
 from hanok.text.tokenizer import Tokenizer
 
@@ -34,6 +37,7 @@ class Answer:
     token_ids: tuple[int, ...]
     finish_reason: str                       # stop or length
     n_prompt_tokens: int                     # of an encoder-decoder: of its source
+    score: float | None = None               # of a beam: its log-probability / length^length_penalty; None without beams
 
     def __str__(self) -> str:
         return self.text
@@ -71,15 +75,16 @@ class LoadedModel:
     def generate(self, prompt: str, **options: Any) -> Answer:
         """One answer to a prompt. For an encoder-decoder the prompt is the source.
 
-        Options: max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty, seed,
-        stop (strings), stop_ids. The prompt's special tokens are parsed. RequestError for what cannot be served.
+        Options: max_new_tokens, min_new_tokens, temperature, top_k, top_p, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+        no_repeat_ngram_size, seed, stop (strings), stop_ids, n_beams (beam search: the likeliest answers, each with its score), length_penalty,
+        beyond_context. The prompt's special tokens are parsed. RequestError for what cannot be served.
         """
         if options.get("n", 1) != 1:
             raise RequestError("generate gives one answer; for several use generate_many([prompt], n=...)")
         return self.generate_many([prompt], **options)[0][0]
 
     def generate_many(self, prompts: Sequence[str], n: int = 1, **options: Any) -> list[list[Answer]]:
-        """`n` answers to each prompt, all in one batch."""
+        """`n` answers to each prompt, all in one batch. With n_beams its n best, best first: one prompt after the other, its beams in one batch."""
         if isinstance(prompts, str):
             raise RequestError("generate_many takes a list of prompts; got one string: write [prompt]")
         if not isinstance(n, int):
@@ -88,7 +93,7 @@ class LoadedModel:
         return self.answers(requests)
 
     def stream(self, prompt: str, **options: Any) -> Iterator[Chunk]:
-        """One answer in pieces, as soon as each is certain."""
+        """One answer in pieces, as soon as each is certain; with n_beams that is at the end."""
         return (chunk for _, chunk in self.run([self.request(prompt, **options)]))
 
     def chat(self, messages: Messages | str, **options: Any) -> Answer:
@@ -112,13 +117,15 @@ class LoadedModel:
         return self.asked(self.template.encode(said, add_generation_prompt=True), None, **options)
 
     def asked(self, token_ids: Sequence[int], source_ids: Sequence[int] | None, /, **options: Any) -> Request:
-        """Token ids and options as a request. RequestError names an option that does not exist."""
+        """Token ids and options as a request; beams leave the bundle's own temperature aside. RequestError names an option that does not exist."""
         defaults = self.bundle.generation
         names = set(Sampling.__dataclass_fields__)
         sampling = Sampling(defaults.temperature, defaults.top_k, defaults.top_p, repetition_penalty=defaults.repetition_penalty)
         sampling = replace(sampling, **{name: value for name, value in options.items() if name in names and value is not None})
         rest = {name: value for name, value in options.items() if name not in names and value is not None}
-        known = {"n", "max_new_tokens", "min_new_tokens", "stop", "stop_ids"}
+        if rest.get("n_beams", 1) != 1 and options.get("temperature") is None:
+            sampling = replace(sampling, temperature=0.0)
+        known = {"n", "max_new_tokens", "min_new_tokens", "stop", "stop_ids", "n_beams", "length_penalty", "beyond_context"}
         for name in rest:
             if name not in known:
                 raise RequestError(f"unknown option '{name}'; {nearest(name, names | known)}")
@@ -126,10 +133,16 @@ class LoadedModel:
             rest["stop"] = (rest["stop"],)
         return Request(token_ids, source_ids, sampling=sampling, **{"stop_ids": defaults.stop_ids, **rest})
 
-    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Chunk]]:
-        """All answers side by side, in pieces: (request number, chunk)."""
+    def check(self, request: Request) -> None:
+        """RequestError for a request that this model cannot serve."""
         if self.family.kind == "encoder":
             raise RequestError(f"{self.where} is an encoder ({self.family.name}): it does not write; use embed", "unsupported")
+        check(self.model, request, self.config.max_seq_len)
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Chunk]]:
+        """All answers side by side, in pieces: (request number, chunk)."""
+        for request in requests:
+            self.check(request)
         return run(self.model, requests, self.tokenizer, self.config.max_seq_len)
 
     def answers(self, requests: Sequence[Request]) -> list[list[Answer]]:
@@ -137,7 +150,8 @@ class LoadedModel:
         pieces: list[list[list[Chunk]]] = [[[] for _ in range(request.n)] for request in requests]
         for number, chunk in self.run(requests):
             pieces[number][chunk.index].append(chunk)
-        return [[whole(chunks, len(request.source_ids or request.token_ids)) for chunks in answers] for request, answers in zip(requests, pieces)]
+        return [[whole(chunks, len(request.source_ids or request.token_ids)) for chunks in answers if chunks]
+                for request, answers in zip(requests, pieces)]
 
     # ---- reading -----------------------------------------------------------------------------------------------
     def score(self, text: str) -> Score:
@@ -149,6 +163,66 @@ class LoadedModel:
         if self.family.objective != "causal":
             raise RequestError(f"{self.where} is a {self.family.name}: it does not predict a text's next token, so it cannot score it", "unsupported")
         return score_text(self.model, self.tokenizer, text, self.config.max_seq_len, self.device)
+
+    @torch.inference_mode()
+    def next_tokens(self, prompt: str, temperatures: Sequence[float] = (1.0,), *, top: int = 10, top_k: int = 0,
+                    top_p: float = 1.0) -> list[NextTokens]:
+        """What the model expects after a prompt, at each temperature: the `top` likeliest tokens, their probabilities, the entropy in bits.
+
+        For an encoder-decoder the prompt is the source. RequestError for an encoder, and for a prompt that is empty or beyond the context.
+        """
+        if self.family.kind == "encoder":
+            raise RequestError(f"{self.where} is an encoder ({self.family.name}): it does not say what comes next; use attention or embed",
+                               "unsupported")
+        if not prompt:
+            raise RequestError("the prompt is empty; give at least one token")
+        request, most = self.request(prompt), self.config.max_seq_len
+        n = len(request.source_ids or request.token_ids)
+        if n > most:
+            raise RequestError(f"the prompt has {n} tokens, the model's context {most}; shorten it by at least {n - most}", "too_long")
+        hidden = self.model.hidden(self.batch(request.token_ids, request.source_ids))     # (1,T,D)
+        return next_tokens(self.model.head(hidden[0, -1]).cpu(), self.tokenizer, temperatures, top, top_k, top_p)
+
+    def attention(self, text: str, source: str | None = None) -> Attention:
+        """Who looks at whom in a text, in every head of every layer: `of_word(word)` ranks what a word looks at, `between(word, other)` is (L,H).
+
+        For an encoder-decoder `text` is the source, and the answer that the model writes looks at it; with a `source`, `text` is what is written.
+        There a row stands for the token that is written next. RequestError for an empty text, one that is too long, and a model without attention.
+        """
+        if not getattr(self.model, "reads_source", False):
+            if source is not None:
+                raise RequestError(f"a source was given, and {self.where} is a {self.family.name}: it reads one text; leave the source out")
+            ids, words = self.read(text, "text")
+            seen = probe(self.bundle.model, self.batch(ids))
+            return Attention(words, words, stacked(seen.self_attention), stacked(seen.hidden), self.family.kind == "decoder")
+        source_ids, columns = self.read(text if source is None else source, "source")
+        if source is None:
+            ids = list(self.generate(text, temperature=0.0, max_new_tokens=MOST_TOKENS).token_ids)
+            rows = words_of_ids(ids, self.tokenizer)
+            if not ids:
+                raise RequestError("the model answers this source with nothing; give the text that it should write: source and text")
+        else:
+            ids, rows = self.read(text, "text")
+        read = [*(self.bundle.generation.start_ids or (self.bundle.generation.pad_id,)), *ids[:-1]]
+        seen = probe(self.bundle.model, self.batch(read, source_ids))
+        return Attention(rows, columns, stacked(seen.cross_attention)[:, :, -len(ids):], stacked(seen.hidden)[:, -len(ids):])
+
+    def read(self, text: str, name: str) -> tuple[list[int], Words]:
+        """A text as the model reads it: token ids, and their words."""
+        if not text.strip():
+            raise RequestError(f"the {name} is empty; a few words were expected")
+        ids, offsets = self.tokenizer.encode_with_offsets(text, add_special=self.bundle.generation.add_special)
+        most = self.config.max_seq_len
+        if len(ids) > most:
+            raise RequestError(f"the {name} has {len(ids)} tokens, the model's context {most}; shorten it by at least {len(ids) - most}", "too_long")
+        if len(ids) > MOST_TOKENS:
+            raise RequestError(f"the {name} has {len(ids)} tokens; attention is looked at in {MOST_TOKENS} at most: give a part of it", "too_long")
+        return ids, words_of(text, ids, offsets, self.tokenizer)
+
+    def batch(self, token_ids: Sequence[int], source_ids: Sequence[int] | None = None) -> Batch:
+        """One row."""
+        source = None if source_ids is None else torch.tensor([source_ids], device=self.device)
+        return Batch(torch.tensor([token_ids], device=self.device), source_ids=source)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str], batch_size: int = 32) -> Tensor:
@@ -167,11 +241,9 @@ class LoadedModel:
         if empty is not None:
             raise RequestError(f"text {empty} is empty; nothing can be said of it")
         order = sorted(range(len(ids)), key=lambda i: len(ids[i]))                        # rows of like length pad each other least
-        vectors = torch.empty(len(ids), self.config.d_model)
-        for begin in range(0, len(order), batch_size):
-            chosen = order[begin:begin + batch_size]
-            vectors[chosen] = self.pooled([ids[i] for i in chosen]).float().cpu()
-        return vectors
+        parts = [self.pooled([ids[i] for i in order[begin:begin + batch_size]]) for begin in range(0, len(order), batch_size)]
+        vectors = torch.cat(parts).float().cpu() if parts else torch.empty(0, self.config.d_model)
+        return vectors[torch.tensor(order, dtype=torch.long).argsort()]
 
     def pooled(self, rows: list[list[int]]) -> Tensor:                                    # -> (B,D)
         token_ids, lengths = pad_rows(rows, self.bundle.generation.pad_id, self.device)
@@ -195,10 +267,15 @@ def cut(row: list[int], most: int, specials: Collection[int]) -> list[int]:
     return row[:most - len(end)] + end
 
 
+def stacked(layers: Sequence[Tensor]) -> Tensor:
+    """The first row of every layer: L x (B,...) -> (L,...), in float32 on the CPU."""
+    return torch.stack([layer[0] for layer in layers]).float().cpu()
+
+
 def whole(chunks: Sequence[Chunk], n_prompt_tokens: int) -> Answer:
     """One answer's pieces, put together."""
     token_ids = tuple(token_id for chunk in chunks for token_id in chunk.token_ids)
-    return Answer("".join(chunk.text for chunk in chunks), token_ids, chunks[-1].finish_reason or "", n_prompt_tokens)
+    return Answer("".join(chunk.text for chunk in chunks), token_ids, chunks[-1].finish_reason or "", n_prompt_tokens, chunks[-1].score)
 
 
 def load(path: str | Path) -> LoadedModel:

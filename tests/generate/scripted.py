@@ -25,7 +25,7 @@ class ScriptState:
 
 class Scripted(nn.Module):
     """A prompt that begins with i is answered with `scripts[i]`, and then with token 0 for ever. Its hidden vectors are one-hot."""
-    reads_source = False
+    reads_source, max_positions = False, None
 
     def __init__(self, scripts: Sequence[Sequence[int]], vocab_size: int):
         super().__init__()
@@ -61,3 +61,35 @@ def gathered(chunks: Iterable[tuple[int, Chunk]]) -> dict[tuple[int, int], tuple
         assert reason is None
         answers[number, chunk.index] = text + chunk.text, ids + chunk.token_ids, chunk.finish_reason
     return answers
+
+
+class Remembering(nn.Module):
+    """Every beginning has a distribution of its own, drawn from the seed, or the one in `table` (answer so far -> probabilities; prompts of one
+    token). Its hidden vectors are its logits, and its states only know `select`.
+    """
+    reads_source, max_positions = False, None
+
+    def __init__(self, vocab_size: int, seed: int = 0, table: dict[tuple[int, ...], list[float]] | None = None):
+        super().__init__()
+        self.vocab_size, self.seed, self.table, self.anchor = vocab_size, seed, table, nn.Parameter(torch.zeros(1))
+
+    def logits(self, token_ids: Sequence[int]) -> Tensor:                             # -> (V,)
+        if self.table is not None:
+            return torch.tensor(self.table[tuple(token_ids[1:])]).log()
+        generator = torch.Generator().manual_seed(hash((self.seed, *token_ids)) % 2 ** 31)
+        return 2 * torch.randn(self.vocab_size, generator=generator)
+
+    def start(self, source, batch_size: int, capacity: int) -> ScriptState:
+        return ScriptState([[] for _ in range(batch_size)], [0] * batch_size, capacity)
+
+    def step(self, token_ids: Tensor, state: ScriptState, lengths: Sequence[int] | None = None) -> Tensor:
+        lengths = lengths or [token_ids.size(1)] * token_ids.size(0)
+        hidden = torch.zeros(*token_ids.shape, self.vocab_size)
+        for b, (row, n) in enumerate(zip(token_ids.tolist(), lengths)):
+            assert len(state.rows[b]) + n <= state.capacity
+            state.rows[b] += row[:n]
+            hidden[b, n - 1] = self.logits(state.rows[b])
+        return hidden
+
+    def head(self, hidden: Tensor) -> Tensor:
+        return hidden

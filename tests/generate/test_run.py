@@ -13,10 +13,10 @@ from scripted import Scripted, gathered
 
 from hanok.contracts import Batch, Request, Sampling
 from hanok.errors import RequestError
-from hanok.generate.run import check, run
+from hanok.generate.run import check, may_pass, run
 from hanok.generate.search import greedy
 from hanok.nn.lower import lower
-from zoo import BY_NAME, CASES, V
+from zoo import BY_NAME, CASES, C, V
 
 generators = pytest.mark.parametrize("case", [case for case in CASES if case.generates], ids=lambda case: case.name)
 some = pytest.mark.parametrize("name", ["qwen3", "gpt2", "t5-1.1"])
@@ -214,6 +214,79 @@ def test_penalties_follow_each_answers_own_words(name):
                 logits[token_id] -= 0.4 + 0.7 * said.count(token_id)
             written.append(int(logits.argmax()))
         assert list(answers[i, 0]) == written[-8:]
+
+
+@generators
+@pytest.mark.parametrize(("n", "sampling"), [(1, Sampling()), (2, Sampling()), (2, Sampling(repetition_penalty=1.3)), (3, WARM)], ids=str)
+def test_no_ngram_comes_twice(case, n, sampling):
+    """In prompt and answer together; under greedy, against a full recompute of each token that looks at all windows."""
+    model, sampling = case.build(), replace(sampling, no_repeat_ngram_size=n)
+    requests = requests_for(model, 6, 3, sampling=sampling, max_new_tokens=12, n=2)
+    answers = ids_of(model, requests)
+    for (i, _), ids in answers.items():
+        written = [*requests[i].token_ids, *ids]
+        begin = max(len(requests[i].token_ids) - n + 1, 0)
+        grams = [tuple(written[at:at + n]) for at in range(len(written) - n + 1)]
+        assert not [gram for at, gram in enumerate(grams) if at >= begin and gram in grams[:at]]
+    if sampling.temperature == 0:
+        request, written = requests[0], list(requests[0].token_ids)
+        source = {"source_ids": torch.tensor([request.source_ids])} if request.source_ids else {}
+        for _ in range(12):
+            with torch.no_grad():
+                logits = model(Batch(torch.tensor([written]), **source))[0, -1]
+            for token_id in set(written) if sampling.repetition_penalty != 1 else ():
+                logits[token_id] *= 1.3 if logits[token_id] < 0 else 1 / 1.3
+            for at in range(len(written) - n + 1):
+                if written[at:at + n - 1] == written[len(written) - n + 1:]:
+                    logits[written[at + n - 1]] = float("-inf")
+            written.append(int(logits.argmax()))
+        assert list(answers[0, 0]) == list(answers[0, 1]) == written[-12:]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.generates and case.build().max_positions is None], ids=lambda case: case.name)
+def test_an_answer_may_go_beyond_the_context(case):
+    """Positions that follow from a formula, or that nobody counts, do not end: what is written there is the oracle's."""
+    model = case.build()
+    requests = requests_for(model, 5, 3, max_new_tokens=C + 6)
+    inside = gathered(run(model, requests, max_seq_len=8))
+    beyond = gathered(run(model, [replace(requests[0], beyond_context=True), requests[1]], max_seq_len=8))
+    assert beyond[0, 0] == ("", oracle(model, requests[0]), "length") and len(beyond[0, 0][1]) == C + 6
+    assert beyond[1, 0] == inside[1, 0] and len(inside[1, 0][1]) == 5                 # its neighbour did not ask for it
+    assert check(model, replace(requests[0], beyond_context=True), 4) == C + 6        # nor need the prompt end there
+    if model.reads_source:
+        long = replace(requests[0], source_ids=[3, 4, 5] * 9, max_new_tokens=4)
+        with pytest.raises(RequestError, match="the source has 27 tokens, the model's context 8"):
+            check(model, long, 8)
+        assert ids_of(model, [replace(long, beyond_context=True)], max_seq_len=8) == {(0, 0): oracle(model, long)}
+    beams = replace(requests[0], beyond_context=True, n_beams=2, max_new_tokens=9)
+    assert len(ids_of(model, [beams], max_seq_len=8)[0, 0]) == 9
+
+
+def test_learned_positions_are_all_there_are():
+    model = BY_NAME["gpt2"].build()
+    request, = requests_for(model, 5, max_new_tokens=C, beyond_context=True)
+    with pytest.raises(RequestError) as refused:
+        check(model, request, C)
+    assert str(refused.value) == ("the prompt's 5 and 64 new tokens are beyond the 64 positions that this model learned, and no more exist; ask for "
+                                  "fewer, or leave beyond_context out")
+    assert refused.value.kind == "too_long"
+    fits = replace(request, max_new_tokens=C - 5)
+    assert ids_of(model, [fits], max_seq_len=C) == {(0, 0): oracle(model, fits)}
+
+
+def test_whether_an_answer_may_pass_the_context():
+    short = Request([1] * 5, max_new_tokens=3)
+    assert not may_pass(short, 7) and not may_pass(replace(short, beyond_context=True), None)
+    assert [may_pass(replace(short, beyond_context=True), n) for n in (7, 8)] == [True, False]
+    assert may_pass(Request([1], [2] * 9, max_new_tokens=1, beyond_context=True), 8)
+
+
+@pytest.mark.parametrize("max_new_tokens", [10 ** 14, 10 ** 17, 10 ** 20])
+def test_more_than_memory_holds_is_told(max_new_tokens):
+    model = BY_NAME["llama"].build()
+    with pytest.raises(RequestError) as refused:
+        next(run(model, [Request([1], max_new_tokens=max_new_tokens, beyond_context=True)], max_seq_len=C))
+    assert str(refused.value) == f"a state of 1 x {max_new_tokens + 1} tokens does not fit into memory; ask for fewer new tokens"
 
 
 def test_nothing_asked_nothing_said():

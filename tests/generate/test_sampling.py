@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from hanok.contracts import Sampling
 from hanok.errors import RequestError
-from hanok.generate.sampling import FEW, candidates, check, choose, generator_of, is_plain_greedy, penalise
+from hanok.generate.sampling import FEW, Ngrams, bar, candidates, check, choose, generator_of, is_plain_greedy, penalise
 
 sizes = st.one_of(st.integers(2, 40), st.integers(FEW - 2, FEW + 3), st.integers(FEW + 4, 1500))
 widths = st.sampled_from([0.02, 0.5, 2.0, 6.0, 20.0])
@@ -130,9 +130,47 @@ def test_penalties_act_under_greedy_too():
     assert choose(logits, Sampling(frequency_penalty=-9.0), generator_of(0, 0), [0], {3: 1}) == 3
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 5), st.integers(2, 6), st.data())
+def test_what_would_repeat_is_what_transformers_bars(n, size, data):
+    """After every token of a row, and whether a token stood in the prompt makes no difference. A copy goes its own way."""
+    tokens = data.draw(st.lists(st.integers(0, size - 1), min_size=1, max_size=30))
+    at = data.draw(st.integers(0, len(tokens)))
+    ngrams = Ngrams(n, tokens[:at])
+    copy, before = ngrams.copy(), set(ngrams.barred())
+    for end in range(at, len(tokens) + 1):
+        read = torch.tensor([tokens[:end]], dtype=torch.long)
+        scores = transformers.NoRepeatNGramLogitsProcessor(n)(read, torch.zeros(1, size))[0]
+        assert set(ngrams.barred()) == set(scores.isinf().nonzero().flatten().tolist())
+        if end < len(tokens):
+            ngrams.push(tokens[end])
+    assert set(copy.barred()) == before
+
+
+def test_a_token_costs_the_same_however_long_the_row_is():
+    """Looking up reads one list of followers, and pushing keeps n-1 tokens."""
+    ngrams = Ngrams(3, [i % 7 for i in range(5000)])
+    assert len(ngrams.tail) == 2 and len(ngrams.followers) == 7 and len(ngrams.barred()) == 1
+    off = Ngrams(0, range(100))
+    off.push(3)
+    assert (off.tail, off.followers, list(off.barred())) == ((), {}, [])
+
+
+def test_barred_tokens_are_no_choice_until_nothing_else_is_left():
+    logits = torch.tensor([3.0, 2.0, float("-inf"), 1.0])
+    assert bar(logits, {0, 99, -1}).tolist() == [float("-inf"), 2.0, float("-inf"), 1.0]
+    assert logits[0] == 3.0                                                           # the model's logits are not written to
+    assert bar(logits, {0, 1, 3}) is logits and bar(logits, ()) is logits
+    generator = generator_of(0, 0)
+    for sampling in (Sampling(), Sampling(1.0)):
+        assert {choose(logits, sampling, generator, [1], {}, [0, 3]) for _ in range(20)} == {1}
+        assert choose(logits, sampling, generator, [1], {}, range(4)) in (0, 1, 3)
+    assert choose(logits, Sampling(repetition_penalty=9.0), generator, [0], {}, [1]) == 3     # penalties first, then what is barred
+
+
 @pytest.mark.parametrize(("setting", "plain"), [
     ({}, True), ({"temperature": 0.1}, False), ({"top_k": 5, "top_p": 0.5, "min_p": 0.3}, True), ({"repetition_penalty": 1.1}, False),
-    ({"presence_penalty": -0.1}, False), ({"frequency_penalty": 1.0}, False)], ids=str)
+    ({"presence_penalty": -0.1}, False), ({"frequency_penalty": 1.0}, False), ({"no_repeat_ngram_size": 9}, False)], ids=str)
 def test_what_is_plain_greedy(setting, plain):
     assert is_plain_greedy(Sampling(**setting)) == plain
 
@@ -193,5 +231,5 @@ def test_settings_that_no_distribution_can_follow(name, value):
 
 
 def test_settings_at_their_limits_are_taken():
-    for sampling in (Sampling(), Sampling(0.0, 0, 1.0, 0.0), Sampling(2.0, 10 ** 9, 1e-6, 1.0, 0.01, -2.0, 2.0, -3)):
+    for sampling in (Sampling(), Sampling(0.0, 0, 1.0, 0.0), Sampling(2.0, 10 ** 9, 1e-6, 1.0, 0.01, -2.0, 2.0, 10 ** 9, seed=-3)):
         check(sampling)

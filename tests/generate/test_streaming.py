@@ -151,3 +151,22 @@ def test_a_chunk_comes_as_soon_as_it_is_certain():
         if chunk.finish_reason is None:
             assert seen == certain or "house!".startswith(certain[len(seen):])
     assert seen == "마루 끝 the house"
+
+
+@settings(max_examples=100, deadline=None)
+@given(sentences, st.lists(sentences.map(lambda text: text[:3]), max_size=2), st.booleans())
+def test_a_beam_is_told_whole_and_cut_where_a_stream_would_have_stopped(text, stops, ends):
+    ids = TOKENIZER.encode(text) + [EOS] * ends
+    options = {"stop": stops, "stop_ids": (EOS,)}
+    (chunk,), *told = answer(ids, n_beams=2, **options)
+    _, *streamed = answer(ids, **options)
+    assert told == streamed
+    assert chunk.index == 0 and chunk.score == pytest.approx(0, abs=1e-4) and chunk.finish_reason
+
+
+def test_all_beams_come_with_their_text_and_score():
+    ids = TOKENIZER.encode("a house.")
+    chunks, *_ = answers = list(run(Scripted([ids], SIZE), [Request([0], max_new_tokens=len(ids), n_beams=3, n=3)], TOKENIZER))
+    assert chunks[1].text == "a house." and [chunk.index for _, chunk in answers] == [0, 1, 2]
+    assert all(chunk.text == TOKENIZER.decode(chunk.token_ids) and chunk.finish_reason == "length" for _, chunk in answers)
+    assert answers[1][1].score == pytest.approx(-100 / len(ids), abs=1e-3)            # one wrong word

@@ -4,12 +4,15 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from hanok.cli.output import next_commands, say, typed
 from hanok.errors import DataError, RequestError
+
+if TYPE_CHECKING:
+    from hanok.contracts import Request
 
 HELP = """/help             this text
 /system TEXT      what the model is told before everything else; begins anew
@@ -28,13 +31,16 @@ def chat(
     temperature: Annotated[float | None, Parameter(help="0: the likeliest token each time.")] = None,
     top_p: Annotated[float | None, Parameter(help="Choose among the likeliest tokens that together reach p.")] = None,
     seed: Annotated[int, Parameter(help="Of the random numbers.")] = 0,
+    beyond_context: Annotated[bool, Parameter(negative="", show_default=False, help="Go on past the trained context, where positions allow "
+                                                                                    "it.")] = False,
 ) -> None:
     """Talk with a model: streaming, with history; /help inside. Lines may also come through a pipe."""
     from hanok.api import load
     from hanok.bundle.pull import find
     model = load(find(bundle))
     _ = model.template
-    talk = Conversation(model, system, {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed})
+    talk = Conversation(model, system, {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "seed": seed,
+                                        "beyond_context": beyond_context})
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - arrow keys and history in input()
     if sys.stdin.isatty():
@@ -63,7 +69,7 @@ class Conversation:
     """What was said so far, and the commands that change it."""
 
     def __init__(self, model: Any, system: str | None, options: dict[str, Any]):
-        self.model, self.options = model, options
+        self.model, self.options, self.warned = model, options, False
         self.messages: list[dict[str, str]] = [{"role": "system", "content": system}] if system else []
 
     def take(self, line: str) -> bool:
@@ -88,7 +94,9 @@ class Conversation:
         self.messages.append({"role": "user", "content": text})
         said, reason = "", None
         try:
-            for chunk in self.model.stream_chat(self.messages, **self.options):
+            request = self.model.chat_request(self.messages, **self.options)
+            self.warn(request)
+            for _, chunk in self.model.run([request]):
                 said, reason = said + chunk.text, chunk.finish_reason
                 sys.stdout.write(chunk.text)
                 sys.stdout.flush()
@@ -104,6 +112,14 @@ class Conversation:
         if reason != "stop":
             say(f"({reason})")
         self.messages.append({"role": "assistant", "content": said})
+
+    def warn(self, request: Request) -> None:
+        """Says once that the trained context may be passed. RequestError for what cannot be served."""
+        from hanok.generate.run import may_pass
+        self.model.check(request)
+        if not self.warned and may_pass(request, self.model.config.max_seq_len):
+            say(f"going past the {self.model.config.max_seq_len} tokens that it was trained for; quality may fall")
+            self.warned = True
 
     def system(self, text: str) -> None:
         self.messages = [{"role": "system", "content": text}] if text else []

@@ -1,4 +1,5 @@
-"""The oracle of generation: the likeliest token each time, for prompts of any lengths in one batch. Every faster path is tested equal to it.
+"""What every search begins with, ragged rows and their prefill, and the oracle: the likeliest token each time, for prompts of any lengths in one
+batch. Every faster path is tested equal to it.
 
 B batch, T positions, D d_model.
 """
@@ -9,7 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hanok.contracts import Batch, Generator
+from hanok.contracts import Batch, Generator, Request, State
+from hanok.errors import RequestError
 
 
 def pad_rows(rows: Sequence[Sequence[int]], pad_id: int = 0, device: torch.device | None = None) -> tuple[Tensor, list[int]]:
@@ -35,6 +37,21 @@ def source_of(rows: Sequence[Sequence[int]], device: torch.device | None = None)
 def last(hidden: Tensor, lengths: Sequence[int]) -> Tensor:
     """Each row's last real hidden vector: (B,T,D) -> (B,D)."""
     return hidden[torch.arange(len(lengths)), torch.tensor(lengths) - 1]
+
+
+def prefill(model: Generator, requests: Sequence[Request], budgets: Sequence[int]) -> tuple[State, Tensor]:
+    """A state that has read every prompt, and the hidden vector of each prompt's last token: (B,D). RequestError where memory ends."""
+    device = next(model.parameters()).device                                          # type: ignore[attr-defined]
+    token_ids, lengths = pad_rows([request.token_ids for request in requests], device=device)
+    source = source_of([request.source_ids or () for request in requests], device) if model.reads_source else None
+    capacity = max(n + budget for n, budget in zip(lengths, budgets))
+    try:
+        state = model.start(source, len(requests), capacity)
+    except (RuntimeError, TypeError) as error:                                        # torch has no class of its own for it on CPUs
+        if not any(word in str(error).lower() for word in ("memory", "overflow")):
+            raise
+        raise RequestError(f"a state of {len(requests)} x {capacity} tokens does not fit into memory; ask for fewer new tokens", "too_long") from None
+    return state, last(model.step(token_ids, state, lengths), lengths)
 
 
 def greedy(model: Generator, prompts: Sequence[Sequence[int]], max_new_tokens: int, source: Batch | None = None) -> list[list[int]]:
