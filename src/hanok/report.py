@@ -316,7 +316,7 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], out: Path | str, *, title: str,
     room = 0.06 * np.ptp(shown) or 0.05 * abs(shown[0]) or 1
     low, high = shown.min() - room, shown.max() + room
 
-    with _picture(out, 1200, 700) as figure:
+    with picture(out, 1200, 700) as figure:
         axes = figure.add_subplot()
         axes.grid(axis="y", color=GRID, linewidth=1)
         axes.set_axisbelow(True)
@@ -331,10 +331,10 @@ def plot_loss(rows: Sequence[Mapping[str, Any]], out: Path | str, *, title: str,
 
         ends = [("training", smooth[-1], BLUE), *(("validation", value, CORAL) for value in validation[-1:])]
         for (name, value, colour), y in zip(ends, _apart([value for _, value, _ in ends], low, high, 0.145 * (high - low))):
-            _text(axes, 1.015, y, f"{name}\n{value:.3f}", transform=axes.get_yaxis_transform(), color=colour, fontsize=16, fontweight="bold",
+            put_text(axes, 1.015, y, f"{name}\n{value:.3f}", transform=axes.get_yaxis_transform(), color=colour, fontsize=16, fontweight="bold",
                   va="center", linespacing=1.25)
         _axis_of_steps(axes, steps, tokens)
-        _headline(figure, title, "loss in bits per byte" if bits_per_byte else "loss in nats per token")
+        headline(figure, title, "loss in bits per byte" if bits_per_byte else "loss in nats per token")
 
 
 def plot_bars(names: Sequence[str], values: Sequence[float], out: Path | str, *, title: str, unit: str, highlight: Sequence[str] | str = ()) -> None:
@@ -346,7 +346,7 @@ def plot_bars(names: Sequence[str], values: Sequence[float], out: Path | str, *,
         raise DataError(f"{out}: got {len(names)} names and the values {list(values)}; a finite value of 0 or more for each name was expected")
     chosen = {highlight} if isinstance(highlight, str) else set(highlight)
     height = 150 + 66 * len(values)
-    with _picture(out, 1200, height) as figure:
+    with picture(out, 1200, height) as figure:
         axes = figure.add_axes((0.03, 30 / height, 0.94, (height - 150) / height))
         axes.set_axis_off()
         axes.barh(range(len(values)), values, height=0.62, color=[BLUE if name in chosen else GREY for name in names])
@@ -354,7 +354,7 @@ def plot_bars(names: Sequence[str], values: Sequence[float], out: Path | str, *,
         axes.set_xlim(0, max(values) or 1)
         labels = []
         for y, (name, value) in enumerate(zip(names, values)):
-            style = {"color": INK, "fontsize": 17, "va": "center", "fontweight": "bold" if name in chosen else "normal", "fontfamily": _families()}
+            style = {"color": INK, "fontsize": 17, "va": "center", "fontweight": "bold" if name in chosen else "normal", "fontfamily": fonts()}
             beside = {"textcoords": "offset points", "parse_math": False, **style}
             labels.append(axes.annotate(name, (0, y), (-14, 0), ha="right", **beside))
             axes.annotate(f"{value:.3f}" if max(values) < 100 else f"{value:,.0f}", (value, y), (10, 0), **beside)
@@ -363,11 +363,11 @@ def plot_bars(names: Sequence[str], values: Sequence[float], out: Path | str, *,
         axes.set_position((left, 30 / height, 0.88 - left, (height - 150) / height))
         for label in labels:
             label.set_fontsize(17 * 0.5 / max(widest, 0.5))
-        _headline(figure, title, unit)
+        headline(figure, title, unit)
 
 
 @contextmanager
-def _picture(out: Path | str, width: int, height: int) -> Iterator[Any]:
+def picture(out: Path | str, width: int, height: int) -> Iterator[Any]:
     """A Figure of so many pixels, written as a PNG when the block ends. Characters that no installed font has are told in the log."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -385,22 +385,22 @@ def _picture(out: Path | str, width: int, height: int) -> Iterator[Any]:
         logger.warning("%s: no installed font has all its characters; install one that has (for Korean: Noto Sans CJK KR)", out)
 
 
-def _families() -> list[str]:
+def fonts() -> list[str]:
     from matplotlib.font_manager import get_font_names
     installed = set(get_font_names())
     return [font for font in FONTS if font in installed]
 
 
-def _text(owner: Any, x: float, y: float, text: str, **style: Any) -> Any:
+def put_text(owner: Any, x: float, y: float, text: str, **style: Any) -> Any:
     """A text that means what it says: dollar signs make no formulas."""
-    return owner.text(x, y, text, fontfamily=_families(), parse_math=False, **style)
+    return owner.text(x, y, text, fontfamily=fonts(), parse_math=False, **style)
 
 
-def _headline(figure: Any, title: str, unit: str) -> None:
+def headline(figure: Any, title: str, unit: str) -> None:
     height = figure.bbox.height
-    label = _text(figure, 0.03, 1 - 46 / height, title, color=INK, fontsize=23, fontweight="bold", va="center")
+    label = put_text(figure, 0.03, 1 - 46 / height, title, color=INK, fontsize=23, fontweight="bold", va="center")
     label.set_fontsize(23 * min(1, 0.92 * figure.bbox.width / max(label.get_window_extent().width, 1)))
-    _text(figure, 0.03, 1 - 88 / height, unit, color=MUTED, fontsize=16, va="center")
+    put_text(figure, 0.03, 1 - 88 / height, unit, color=MUTED, fontsize=16, va="center")
 
 
 def _axis_of_steps(axes: Any, steps: np.ndarray, tokens: np.ndarray) -> None:
@@ -416,10 +416,10 @@ def _axis_of_steps(axes: Any, steps: np.ndarray, tokens: np.ndarray) -> None:
         rulers.append((ruler, -0.137, "tokens", lambda n: re.sub(r"\.0(?=\D)", "", count(n))))
     for ruler, y, name, form in rulers:
         ruler.spines[:].set_visible(False)
-        ruler.tick_params(length=0, pad=8, labelsize=15, labelcolor=MUTED, labelfontfamily=_families())
+        ruler.tick_params(length=0, pad=8, labelsize=15, labelcolor=MUTED, labelfontfamily=fonts())
         ruler.xaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10], integer=True))
         ruler.xaxis.set_major_formatter(FuncFormatter(lambda x, _, form=form: form(x)))
-        _text(axes, 1.155, y, name, transform=axes.transAxes, color=MUTED, fontsize=15, va="center", ha="right")
+        put_text(axes, 1.155, y, name, transform=axes.transAxes, color=MUTED, fontsize=15, va="center", ha="right")
 
 
 def _line_through(x: Any, xs: np.ndarray, ys: np.ndarray) -> np.ndarray:

@@ -21,13 +21,16 @@ VERBS = {
     "quickstart": ("quickstart", "The first five minutes: a real model answers, raw text becomes a trained model."),
     "pull": ("pull", "Fetch a model as a bundle."),
     "show": ("show", "Say what a bundle is: family, sizes, parameters, memory, tokenizer, lineage."),
-    "tokenizer": ("tokenizer:app", "Train a tokenizer."),
+    "families": ("families", "List the model families, or one family's presets with their sizes."),
+    "tokenizer": ("tokenizer:app", "Train a tokenizer, or bring one of another tool."),
     "pretrain": ("pretrain", "Train a model from raw text."),
     "generate": ("generate", "Let a model go on from a prompt."),
     "chat": ("chat", "Talk with a model."),
+    "next": ("next", "Show what a model expects next, at each temperature."),
+    "attend": ("attend", "Show who looks at whom: a model's attention in words."),
     "score": ("score", "Say how well a model predicts a text."),
     "export": ("export", "Write a bundle for other tools."),
-    "import": ("import_model", "Make a bundle of a Hugging Face folder or a GGUF file."),
+    "import": ("import_model", "Make a bundle of a Hugging Face folder, a GGUF file, a nanoGPT checkpoint or a llama2.c file."),
 }
 
 

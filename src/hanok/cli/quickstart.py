@@ -18,6 +18,8 @@ CHAT_MODEL = "smollm2-135m-instruct"
 QUESTION = "What is the capital of France?"
 PROMPT = "def read(self, path):\n"
 SAMPLE_EVERY_S = 20
+ATTENTION_MODEL, WORD = "all-minilm-l6-v2", "novel"
+SENTENCES, MEANINGS = ("Attention is a novel idea", "I read a novel book"), ("new", "innovative", "fiction")
 SMOL_BYTES = 24 * 1024
 """Bytes of the held-out text that SmolLM2 is asked about: it is thirty times the size of ours."""
 
@@ -31,7 +33,7 @@ class Story:
     missing: list[str] = field(default_factory=list)
 
     def part(self, number: int, title: str) -> None:
-        print(f"\n[{number}/6] {title}", flush=True)
+        print(f"\n[{number}/7] {title}", flush=True)
 
 
 def quickstart(
@@ -54,6 +56,7 @@ def quickstart(
     run, bundle = tokens_become_a_model(story, prepared, prompt)
     pictures = a_bundle_with_pictures(story, run, bundle)
     scores(story, prepared, bundle, pictures, text is None)
+    a_word_is_followed(story, offline, pictures)
     what_was_made(story, run, prompt, pictures)
 
 
@@ -77,16 +80,9 @@ def recipe_of(text: list[Path] | None, seconds: float, seed: int):
 # ---- 1 ---------------------------------------------------------------------------------------------------------
 def a_real_model_answers(story: Story, offline: bool) -> None:
     from hanok.api import load
-    from hanok.bundle.pull import pull
-    from hanok.errors import HanokError
-    from hanok.report import Progress
     story.part(1, f"a real open model answers: {CHAT_MODEL}")
-    try:
-        with Progress("fetching", unit="bytes") as bar:
-            path = pull(CHAT_MODEL, progress=bar.bytes_callback(), offline=offline)
-    except HanokError as error:
-        story.missing.append(f"{CHAT_MODEL}: {error}")
-        print(f"left out: {error}")
+    path = fetched(story, CHAT_MODEL, offline)
+    if path is None:
         return
     story.chat_model = load(path)
     print(f"you> {QUESTION}\nit>  ", end="", flush=True)
@@ -96,6 +92,20 @@ def a_real_model_answers(story: Story, offline: bool) -> None:
         sys.stdout.write(chunk.text)
         sys.stdout.flush()
     print(f"\n     ({n_tokens} tokens, {n_tokens / (time.perf_counter() - begin):.1f} a second, on this machine)")
+
+
+def fetched(story: Story, name: str, offline: bool) -> Path | None:
+    """A real model's bundle; None, and said, where it cannot be reached."""
+    from hanok.bundle.pull import pull
+    from hanok.errors import HanokError
+    from hanok.report import Progress
+    try:
+        with Progress("fetching", unit="bytes") as bar:
+            return pull(name, progress=bar.bytes_callback(), offline=offline)
+    except HanokError as error:
+        story.missing.append(f"{name}: {error}")
+        print(f"left out: {error}")
+        return None
 
 
 # ---- 2 ---------------------------------------------------------------------------------------------------------
@@ -185,9 +195,29 @@ def scores(story: Story, prepared: Any, bundle: Any, pictures: list[Path], is_pu
 
 
 # ---- 6 ---------------------------------------------------------------------------------------------------------
+def a_word_is_followed(story: Story, offline: bool, pictures: list[Path]) -> None:
+    from hanok.api import load
+    from hanok.cli.attend import draw
+    from hanok.errors import HanokError
+    from hanok.word_study import study
+    story.part(6, f"attention, looked at: what ties '{WORD}' to its neighbours, and does it take on a meaning from them?")
+    path = fetched(story, ATTENTION_MODEL, offline)
+    if path is None:
+        return
+    seen = study(load(path).attention, SENTENCES, WORD, MEANINGS)
+    print("\n".join(seen.verdicts()))
+    try:
+        picture = story.folder / f"{WORD}.png"
+        draw(seen, picture)
+        pictures.append(picture)
+    except HanokError as error:
+        say(str(error))
+
+
+# ---- 7 ---------------------------------------------------------------------------------------------------------
 def what_was_made(story: Story, run: Any, prompt: str, pictures: list[Path]) -> None:
     from hanok import report
-    story.part(6, f"done in {report.seconds(time.perf_counter() - story.begin)}; what was made:")
+    story.part(7, f"done in {report.seconds(time.perf_counter() - story.begin)}; what was made:")
     folder = shown(story.folder)
     print(f"  {folder}/  the bundle: weights, config, tokenizer, manifest, and README.md, its card")
     print(f"  {folder}/recipe.toml, metrics.csv  what was done, and how it went")
@@ -197,4 +227,5 @@ def what_was_made(story: Story, run: Any, prompt: str, pictures: list[Path]) -> 
         print(f"  left out: {missing}")
     next_commands(f'hanok generate {folder} --prompt "{prompt.splitlines()[0]}" --temperature 0.7', f"hanok show {folder}",
                   *([f"hanok chat {CHAT_MODEL}"] if story.chat_model is not None else []),
+                  *([f'hanok attend {ATTENTION_MODEL} --text "{SENTENCES[0]}"'] if any(p.name == f"{WORD}.png" for p in pictures) else []),
                   f"hanok pretrain YOUR_TEXT --out {shown(free_name(Path('runs') / 'mine'))}", f"hanok export {folder} {folder}-hf")
