@@ -80,7 +80,7 @@ def test_every_preset_is_the_same_after_toml(family):
 
 @given(recipes)
 def test_what_the_command_line_spells_becomes_what_it_means(recipe):
-    train = [f"train.{name}={value}" for name, value in to_dict(recipe.train).items()]
+    train = [f"train.{name}={','.join(value) if isinstance(value, list) else value}" for name, value in to_dict(recipe.train).items()]
     told = override(to_dict(Recipe()), [*train, f"tokenizer.vocab_size={recipe.tokenizer.vocab_size}", f"data.separate={recipe.data.separate}"])
     got = from_dict(Recipe, told)
     assert got.train == recipe.train

@@ -95,7 +95,8 @@ def test_ctrl_c_while_training_keeps_the_checkpoint_and_says_where(shell: Shell,
     child.send_signal(signal.SIGINT)
     end = ended(child)
     [checkpoint] = (shell.cwd / "run/checkpoints").iterdir()
-    assert end.interrupted() == f"hanok: interrupted; what was learned so far is in run/checkpoints/{checkpoint.name}"
+    assert end.interrupted() == (f"hanok: interrupted; what was learned so far is in run/checkpoints/{checkpoint.name}; "
+                                 "hanok pretrain --resume run goes on")
     assert end.out == "" and {path.name for path in checkpoint.iterdir()} == {"model.safetensors", "optimizer.safetensors", "state.json"}
     assert {path.name for path in (shell.cwd / "run").iterdir()} == {"checkpoints", "metrics.csv", "recipe.toml"}
     assert "is no bundle" in shell.refused("show", "run")

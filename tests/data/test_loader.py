@@ -13,10 +13,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hanok.contracts import IGNORE_INDEX
+from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.data.corpus import build_corpus
 from hanok.data.loader import Loader, windows
-from hanok.data.objectives import causal
+from hanok.data.objectives import Rows, causal
 from hanok.data.sources import Document
 from hanok.errors import ConfigError, DataError
 
@@ -63,18 +63,41 @@ def test_every_token_is_a_target_once_an_epoch(document_lengths, seq_len, seed, 
             assert f"{n} tokens" in str(error.value) and str(seq_len + 1) in str(error.value)
             return
         loader = Loader(corpus, seq_len=seq_len, batch_size=1, seed=seed, objective=plain)
-        epochs: dict[int, list[int]] = {}
+        epochs: dict[int, list[list[int]]] = {}
         while loader.state()["epoch"] < 4:
             batch = next(loader)
-            assert batch.token_ids.shape == batch.targets.shape == (1, seq_len) and batch.token_ids.dtype == torch.int64
-            assert torch.equal(batch.targets, batch.token_ids + 1)
-            epochs.setdefault(loader.state()["epoch"], []).extend(batch.targets.flatten().tolist())
+            assert batch.token_ids.shape == batch.targets.shape == (1, seq_len) and batch.token_ids.dtype == torch.int64 and batch.keep is None
+            asked = batch.targets != IGNORE_INDEX
+            assert torch.equal(batch.targets[asked], batch.token_ids[asked] + 1) and asked.sum() == asked.long().cumprod(1).sum() > 0
+            epochs.setdefault(loader.state()["epoch"], []).append(batch.targets[asked].tolist())
         for epoch in range(4):
-            targets = sorted(epochs[epoch])
-            offset = targets[0] - 1
-            assert 0 <= offset < seq_len
-            assert targets == list(range(offset + 1, offset + 1 + len(targets))), "a token was missed or seen twice"
-            assert n - seq_len <= targets[-1] < n, "only a tail shorter than a window is left out"
+            assert sorted(token for row in epochs[epoch] for token in row) == list(range(1, n)), "a token was missed or seen twice"
+            assert sum(len(row) < seq_len for row in epochs[epoch]) <= 2, "only an epoch's two ends are shorter"
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths, st.integers(1, 12), st.integers(0, 5))
+def test_without_a_look_ahead_every_token_is_in_one_row(document_lengths, seq_len, seed):
+    n = sum(document_lengths)
+    with line(*document_lengths) as corpus:
+        if n < seq_len:
+            with pytest.raises(DataError, match=f"has {n} tokens, one window needs seq_len = {seq_len}"):
+                Loader(corpus, seq_len=seq_len, batch_size=1, ahead=0)
+            return
+        seen: list[Rows] = []
+
+        def look(rows: Rows) -> Batch:
+            seen.append(rows)
+            return Batch(rows.token_ids)
+
+        loader = Loader(corpus, seq_len=seq_len, batch_size=1, seed=seed, objective=look, ahead=0)
+        while loader.state()["epoch"] == 0:
+            next(loader)
+        tokens = [token for rows in seen[:-1] for token in rows.token_ids[0, :seq_len if rows.lengths is None else rows.lengths[0]].tolist()]
+        assert sorted(tokens) == list(range(n)) and all(rows.token_ids.shape == (1, seq_len) for rows in seen)
+        assert all(rows.keys == ((seed, 0, rows.token_ids[0, 0].item()),) for rows in seen[:-1])
+        assert sorted(token for batch in windows(corpus, seq_len, objective=look, ahead=0) for token in (
+            batch.token_ids if batch.keep is None else batch.token_ids[batch.keep]).flatten().tolist()) == list(range(n))
 
 
 def test_epochs_and_seeds_differ_and_runs_do_not():
@@ -153,12 +176,19 @@ def test_sizes_that_cannot_be_are_refused():
 @given(lengths.filter(lambda parts: sum(parts) > 6 and len(parts) > 1), st.integers(1, 6))
 def test_documents_never_leak_into_each_other(document_lengths, seq_len):
     document_of = [number for number, length in enumerate(document_lengths) for _ in range(length)]
+    seen: list[Rows] = []
+
+    def look(rows: Rows) -> Batch:
+        seen.append(rows)
+        return causal(rows)
+
     with line(*document_lengths) as corpus:
-        for batch in itertools.islice(Loader(corpus, seq_len=seq_len, batch_size=3), 20):
-            for ids, targets, numbers, positions in zip(*(value.tolist() for value in (batch.token_ids, batch.targets, batch.document_ids,
-                                                                                       batch.positions))):
-                assert numbers == [document_of[token] for token in ids]
-                for token, target, position in zip(ids, targets, positions):
+        for batch in itertools.islice(Loader(corpus, seq_len=seq_len, batch_size=3, objective=look), 20):
+            ends = [length - 1 for length in seen[-1].lengths or [seq_len + 1] * 3]                 # an epoch's first and last window may be short
+            for ids, targets, numbers, positions, end in zip(*(value.tolist() for value in (batch.token_ids, batch.targets, batch.document_ids,
+                                                                                            batch.positions)), ends):
+                assert numbers[:end] == [document_of[token] for token in ids[:end]] and set(targets[end:]) <= {IGNORE_INDEX}
+                for token, target, position in zip(ids[:end], targets, positions):
                     assert target == (token + 1 if document_of[token + 1] == document_of[token] else IGNORE_INDEX)
                     assert position == token - max(ids[0], document_of.index(document_of[token]))
         assert next(Loader(corpus, seq_len=seq_len, batch_size=3, objective=plain)).document_ids is None
@@ -177,14 +207,20 @@ def test_windows_ask_for_each_token_once_in_order(document_lengths, seq_len, max
     first_tokens = set(itertools.accumulate(document_lengths)) if separate else set()
     with line(*document_lengths) as corpus:
         batches = list(windows(corpus, seq_len, max_tokens, batch_size=batch_size, objective=partial(causal, separate=separate)))
+    n_windows = -(-(n - 1) // seq_len)
+    wanted = n_windows if max_tokens is None else min(n_windows, -(-max_tokens // seq_len))
+    starts = [0] if wanted == 1 else [batch.token_ids[row, 0].item() for batch in batches for row in range(len(batch.token_ids))]
+    assert len(starts) == wanted and starts == sorted(set(starts)) and all(start % seq_len == 0 for start in starts)
+    gaps = [after - before for before, after in zip(starts, [*starts[1:], n_windows * seq_len])]
+    assert wanted == n_windows or max(gaps) - min(gaps) <= 2 * seq_len, "the windows are spread over all of the text"
     asked = [target for batch in batches for target in batch.targets.flatten().tolist() if target != IGNORE_INDEX]
-    last = min(n - 1, max_tokens or n)
-    assert asked == [token for token in range(1, last + 1) if token not in first_tokens]
+    expected = [token for start in starts for token in range(start, min(start + seq_len, n - 1))]
+    assert asked == [token + 1 for token in expected if token + 1 not in first_tokens]
     assert all(batch.token_ids.shape[1] == seq_len for batch in batches) and all(len(batch.token_ids) == batch_size for batch in batches[:-1])
     kept = [token for batch in batches for token in
             (batch.token_ids if batch.keep is None else batch.token_ids[batch.keep]).flatten().tolist()]
-    assert kept == list(range(last))
-    assert all(batch.keep is None for batch in batches[:-1]) and (batches[-1].keep is None) == (last % seq_len == 0)
+    assert kept == expected
+    assert all(batch.keep is None for batch in batches[:-1]) and (batches[-1].keep is None) == (len(expected) % seq_len == 0)
     if batches[-1].keep is not None:
         assert (batches[-1].targets[~batches[-1].keep] == IGNORE_INDEX).all()
 

@@ -6,19 +6,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hanok.contracts import IGNORE_INDEX
-from hanok.data.objectives import causal
+from hanok.data.objectives import Rows, causal
 
 
 def test_plain_packing_asks_for_the_next_token():
     ids = torch.arange(12).reshape(2, 6)
-    for batch in (causal(ids), causal(ids, None), causal(ids, torch.zeros_like(ids), separate=False)):
+    for batch in (causal(Rows(ids)), causal(Rows(ids, None)), causal(Rows(ids, torch.zeros_like(ids)), separate=False)):
         assert batch.token_ids.tolist() == [[0, 1, 2, 3, 4], [6, 7, 8, 9, 10]]
         assert batch.targets.tolist() == [[1, 2, 3, 4, 5], [7, 8, 9, 10, 11]]
         assert batch.positions is None and batch.document_ids is None and batch.keep is None
 
 
 def test_separate_documents_by_hand():
-    batch = causal(torch.tensor([[10, 11, 99, 20, 99, 30, 31]]), torch.tensor([[4, 4, 4, 5, 5, 6, 6]]))
+    batch = causal(Rows(torch.tensor([[10, 11, 99, 20, 99, 30, 31]]), torch.tensor([[4, 4, 4, 5, 5, 6, 6]])))
     x = IGNORE_INDEX
     assert batch.token_ids.tolist() == [[10, 11, 99, 20, 99, 30]]
     assert batch.targets.tolist() == [[11, 99, x, 99, x, 31]]
@@ -33,7 +33,7 @@ def test_no_target_crosses_a_boundary(lengths, n_positions):
     rows = [[number for number, length in enumerate(row) for _ in range(length)][:n_positions + 1] for row in lengths]
     documents = torch.tensor(rows)
     ids = torch.arange(documents.numel()).reshape(documents.shape)
-    batch = causal(ids, documents)
+    batch = causal(Rows(ids, documents))
     for b, row in enumerate(rows):
         for t in range(n_positions):
             assert batch.targets[b, t] == (ids[b, t + 1] if row[t] == row[t + 1] else IGNORE_INDEX)

@@ -17,7 +17,7 @@ from hanok.bundle.bundle import is_bundle, load_bundle
 from hanok.bundle.weights import parameters, read_safetensors
 from hanok.cli.pretrain import pretrain
 from hanok.config import from_dict, read_toml
-from hanok.contracts import Batch
+from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.data.sources import Document
 from hanok.disk import sha256
 from hanok.errors import ConfigError, DataError, HanokError
@@ -115,19 +115,42 @@ def test_the_bundle_loads_and_writes(finished, recipe, text):
 def test_the_validation_numbers_equal_a_recomputation(finished):
     """Window by window from the bundle on disk, logits in full."""
     made, out, _ = finished
-    bundle, line = load_bundle(out), made.prepared.validation.slice(0, N_TOKENS + 1).tolist()
-    nats = 0.0
-    for start in range(0, N_TOKENS, 32):
-        window = line[start:min(start + 32, N_TOKENS) + 1]
+    bundle, asked = load_bundle(out), [pair for window in evaluated(made.prepared) for pair in window]
+    nats = n_bytes = 0.0
+    for window in evaluated(made.prepared):
         with torch.no_grad():
-            likely = bundle.model(Batch(torch.tensor([window[:-1]])))[0].log_softmax(-1)
-        nats -= sum(likely[i, token].item() for i, token in enumerate(window[1:]))
-    n_bytes = sum(len(bundle.tokenizer.token_bytes(token)) for token in line[1:])
-    loss, bits_per_byte = pytest.approx(nats / N_TOKENS, abs=1e-4), pytest.approx(nats / math.log(2) / n_bytes, abs=1e-4)
+            likely = bundle.model(Batch(torch.tensor([[token for token, _ in window]])))[0].log_softmax(-1)
+        nats -= sum(likely[i, target].item() for i, (_, target) in enumerate(window))
+        n_bytes += sum(len(bundle.tokenizer.token_bytes(target)) for _, target in window)
+    n_tokens = len(asked)
+    loss, bits_per_byte = pytest.approx(nats / n_tokens, abs=1e-4), pytest.approx(nats / math.log(2) / n_bytes, abs=1e-4)
     metrics, last = bundle.manifest["metrics"], rows(out)[-1]
     assert (metrics["validation_loss"], metrics["validation_bits_per_byte"]) == (loss, bits_per_byte)
     assert (float(last["validation_loss"]), float(last["bits_per_byte"])) == (loss, bits_per_byte)
-    assert made.validation.tokens == N_TOKENS and metrics["steps"] == 30 and metrics["tokens"] == 30 * 8 * 32 == int(last["tokens"])
+    assert float(last["perplexity"]) == pytest.approx(math.exp(nats / n_tokens), rel=1e-4)
+    assert made.validation.tokens == n_tokens >= N_TOKENS and metrics["steps"] == 30
+    assert metrics["tokens"] == int(last["tokens"]) == steps_tokens(made)
+
+
+def evaluated(prepared: Prepared) -> list[list[tuple[int, int]]]:
+    """(token, what it is asked for), window by window."""
+    return [[(token, target) for token, target in zip(tokens, targets) if target != IGNORE_INDEX] for batch in prepared.windows()
+            for tokens, targets in zip(batch.token_ids.tolist(), batch.targets.tolist())]
+
+
+def steps_tokens(made: Pretraining) -> int:
+    """The targets of 30 steps, drawn once more; an epoch's first and last rows are shorter."""
+    loader = made.prepared.loader()
+    return sum(int((next(loader).targets != IGNORE_INDEX).sum()) for _ in range(30))
+
+
+def test_an_evaluation_sees_all_of_the_held_out_text(finished):
+    """Few windows, spread evenly, the same each time."""
+    prepared = finished[0].prepared
+    line, windows = prepared.validation.slice(0, len(prepared.validation)).tolist(), evaluated(prepared)
+    places = [next(i for i in range(len(line) - 32) if line[i:i + 32] == [token for token, _ in window]) for window in windows]
+    assert windows == evaluated(prepared) and len(windows) == -(-N_TOKENS // 32)
+    assert places[0] < len(line) / 8 and places[-1] > 7 * len(line) / 8 - 64
 
 
 def test_numbers_and_checkpoints_come_when_it_is_time(finished):
@@ -141,13 +164,15 @@ def test_numbers_and_checkpoints_come_when_it_is_time(finished):
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-00000020", "step-00000030"]
     last = out / "checkpoints" / "step-00000030"
     state = json.loads((last / "state.json").read_text())
-    assert state["step"] == 30 and state["tokens"] == 7680 and state["loader"]["seq_len"] == 32 and state["seconds"] > 0
+    assert state["step"] == 30 and state["trainer"]["tokens"] == steps_tokens(finished[0]) and state["trainer"]["seconds"] > 0
+    assert state["batches"]["loader"]["seq_len"] == 32 and state["batches"]["number"] == 30
     model, bundle = read_safetensors(last / "model.safetensors"), read_safetensors(out / "model.safetensors")
     assert model.keys() == bundle.keys() and all(torch.equal(model[name], bundle[name]) for name in model)
 
 
 def test_the_recipe_reads_back(finished, recipe):
     told = read_toml(finished[1] / "recipe.toml")
+    assert told.pop("begun") == {"folder": str(Path.cwd())}
     assert list(told.pop("sources").values()) == [sha256(Path(text) / f"{n}.txt") for text in recipe.data.sources for n in range(4)]
     assert from_dict(Recipe, told) == recipe
 
@@ -233,11 +258,22 @@ def test_a_file_whose_name_is_no_unicode_can_be_learned_from(recipe, tmp_path):
 
 # ---- what is refused
 
-@pytest.mark.parametrize("family", ["bert", "t5", "transformer"])
-def test_a_family_that_does_not_go_on_is_refused_before_anything_is_read(family):
-    told = Recipe(ModelRecipe(family), data=DataRecipe(("/nowhere",)))
-    assert refused(ConfigError, lambda: prepare(told)) == (
-        f"{family} does not learn from the next token of plain text; families that do are gpt, gpt2, llama, qwen3")
+@pytest.mark.parametrize(("family", "objective", "able"), [
+    ("bert", "causal", "masked"), ("gpt2", "masked", "causal"), ("t5", "causal", "seq2seq, span_corruption, prefix")])
+def test_what_a_family_cannot_learn_is_refused_before_anything_is_read(family, objective, able):
+    told = Recipe(ModelRecipe(family), data=DataRecipe(("/nowhere",), objective=objective))
+    assert refused(ConfigError, lambda: prepare(told)) == f"{family} cannot learn by data.objective {objective}; it can by {able}"
+
+
+def test_a_tokenizer_that_is_not_there_is_refused_before_anything_is_read():
+    told = Recipe(tokenizer=TokenizerRecipe(path="/no/tokenizer.json"), data=DataRecipe(("/nowhere",)))
+    assert "/no/tokenizer.json: there is no such file" in refused(HanokError, lambda: prepare(told))
+
+
+def test_a_peak_that_is_never_reached_is_told(recipe):
+    told = []
+    prepare(replace(recipe, train=replace(TRAIN, steps=3)), told.append)
+    assert told[-1] == "train.warmup_steps is 5 and train.steps 3: the learning rate will not reach its peak"
 
 
 def test_an_occupied_folder_is_refused_before_anything_is_read(prepared, tmp_path):

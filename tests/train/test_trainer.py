@@ -9,16 +9,13 @@ from itertools import cycle
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import nn
 
 from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.errors import DataError
 from hanok.models import catalog
-from hanok.train.optim import adamw, set_learning_rate, split
+from hanok.train.optim import optimizers
 from hanok.train.recipe import TrainRecipe
-from hanok.train.schedule import cosine
 from hanok.train.trainer import Step, Trainer
 from tiny import CONFIG, model
 from zoo import BY_NAME, V
@@ -41,13 +38,10 @@ def parts(batch: Batch, n: int) -> Iterator[Batch]:
     return (Batch(ids, targets=targets) for ids, targets in zip(batch.token_ids.chunk(n), batch.targets.chunk(n)))
 
 
-def optimizer_of(net: nn.Module, recipe: TrainRecipe) -> torch.optim.Optimizer:
-    return adamw(net, learning_rate=recipe.learning_rate, betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, weight_decay=recipe.weight_decay)
-
-
-def trainer(recipe: TrainRecipe = RECIPE, net: nn.Module | None = None, batches: Iterator[Batch] | None = None, optimizer=None) -> Trainer:
+def trainer(recipe: TrainRecipe = RECIPE, net: nn.Module | None = None, batches: Iterator[Batch] | None = None, **more) -> Trainer:
     net = net or model(CONFIG)
-    return Trainer(net, optimizer or optimizer_of(net, recipe), batches or (draw(8, seed) for seed in range(10 ** 6)), recipe, vocab_size=V)
+    more.setdefault("optimizers", optimizers(net, recipe))
+    return Trainer(net, batches=batches or (draw(8, seed) for seed in range(10 ** 6)), recipe=recipe, vocab_size=V, **more)
 
 
 def run(made: Trainer) -> list[Step]:
@@ -100,7 +94,7 @@ def test_how_a_batch_is_split_changes_nothing(n):
 def test_gradients_are_clipped_to_their_norm(clip):
     """With plain gradient descent the update is the learning rate times the clipped gradient."""
     net = model(CONFIG)
-    made = trainer(replace(RECIPE, clip=clip, warmup_steps=0), net, optimizer=torch.optim.SGD(net.parameters(), lr=1.0))
+    made = trainer(replace(RECIPE, clip=clip, warmup_steps=0), net, optimizers=[torch.optim.SGD(net.parameters(), lr=RECIPE.learning_rate)])
     before = weights(made)
     step = made.step()
     moved = (weights(made) - before).norm().item() / step.learning_rate
@@ -118,60 +112,6 @@ def test_every_kind_of_model_learns_by_it(name):
     batch = Batch(torch.randint(V, (4, 8)), targets=torch.randint(V, (4, 8)), **source)
     steps = run(trainer(replace(RECIPE, steps=25, warmup_steps=2), net, cycle([batch])))
     assert steps[-1].loss < steps[0].loss - 0.5
-
-
-# ---- schedule
-
-@given(st.integers(0, 500), st.floats(0, 2), st.integers(0, 100), st.floats(0, 1))
-def test_the_schedule_warms_up_and_falls_to_its_floor(step, progress, warmup, floor):
-    share = cosine(step, progress, warmup_steps=warmup, floor=floor)
-    assert 0 <= share <= 1
-    if step + 1 >= warmup:
-        assert floor - 1e-9 <= share == pytest.approx(floor + (1 - floor) * math.cos(math.pi * min(1, progress) / 2) ** 2)
-        assert cosine(step, min(2, progress + 0.1), warmup_steps=warmup, floor=floor) <= share + 1e-9
-    else:
-        assert share == pytest.approx(cosine(warmup, progress, warmup_steps=warmup, floor=floor) * (step + 1) / warmup)
-
-
-def test_the_schedule_in_numbers():
-    assert [cosine(n, 0.0, warmup_steps=4, floor=0.1) for n in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert cosine(99, 0.5, warmup_steps=4, floor=0.1) == pytest.approx(0.55) and cosine(99, 1.0, warmup_steps=4, floor=0.1) == pytest.approx(0.1)
-    assert cosine(0, 0.0, warmup_steps=0, floor=0.1) == 1.0 and cosine(99, 7.0, warmup_steps=0, floor=0.0) == pytest.approx(0.0)
-
-
-def test_every_group_gets_the_rate():
-    made = trainer()
-    step = made.step()
-    assert len(made.optimizer.param_groups) == 2 and {group["lr"] for group in made.optimizer.param_groups} == {step.learning_rate} == {1e-2 / 4}
-    set_learning_rate(made.optimizer, 0.5)
-    assert {group["lr"] for group in made.optimizer.param_groups} == {0.5}
-
-
-# ---- weight decay
-
-def test_only_matrices_decay():
-    net = catalog.FAMILIES["gpt2"].build(BY_NAME["gpt2"].config)                      # it has biases
-    optimizer = adamw(net, learning_rate=0.5, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.1)
-    before = {name: p.detach().clone() for name, p in net.named_parameters()}
-    for p in net.parameters():
-        p.grad = torch.zeros_like(p)
-    optimizer.step()
-    for name, p in net.named_parameters():
-        assert torch.allclose(p, before[name] * (0.95 if p.ndim > 1 else 1.0)), name
-    assert any(p.ndim == 1 and p.abs().sum() > 0 for p in net.parameters())
-
-
-def test_what_is_frozen_is_not_trained():
-    net = model(CONFIG)
-    net.embed.token.weight.requires_grad_(False)
-    (matrices, decay), (vectors, none) = split(net.parameters(), 0.1)
-    assert (decay, none) == (0.1, 0.0) and not any(p is net.embed.token.weight for p in matrices)
-    assert {p.ndim for p in matrices} == {2} and {p.ndim for p in vectors} == {1}
-    before = net.embed.token.weight.clone()
-    made = trainer(net=net)
-    first = weights(made)
-    made.step()
-    assert torch.equal(net.embed.token.weight, before) and not torch.equal(weights(made), first)
 
 
 # ---- time and callbacks

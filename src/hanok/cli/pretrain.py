@@ -1,6 +1,7 @@
-"""hanok pretrain TEXT... --out DIR"""
+"""hanok pretrain TEXT... --out DIR, and hanok pretrain --resume DIR"""
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,46 +11,104 @@ from hanok.cli.output import Json, Quiet, emit, next_commands, say, shown, typed
 
 
 def pretrain(
-    text: Annotated[list[Path], Parameter(negative="", help="Files and folders.")],
+    text: Annotated[list[Path] | None, Parameter(negative="", help="Files and folders; those that the recipe names, where none are given.")] = None,
     *,
-    out: Annotated[Path, Parameter(help="The run's new folder; the bundle's files stand at its top when it is done.")],
-    family: Annotated[str, Parameter(help="qwen3, llama, gpt2 or gpt.")] = "qwen3",
-    preset: Annotated[str, Parameter(help="Sizes: tiny, small, ... (an unknown name lists them).")] = "tiny",
+    out: Annotated[Path | None, Parameter(help="The run's new folder; the bundle's files stand at its top when it is done.")] = None,
+    recipe: Annotated[Path | None, Parameter(help="A TOML file of settings, such as those in recipes/; the options below override it.")] = None,
+    family: Annotated[str | None, Parameter(help="One of those that `hanok families` lists; qwen3 where nothing names another.")] = None,
+    preset: Annotated[str | None, Parameter(help="Sizes, one of those that `hanok families NAME` lists; tiny where nothing names others.")] = None,
     steps: Annotated[int | None, Parameter(help="Optimizer updates.")] = None,
     seed: Annotated[int | None, Parameter(help="Of weights and of the order of the text.")] = None,
-    encoding: Annotated[str, Parameter(help="Of the text files.")] = "utf-8",
+    encoding: Annotated[str | None, Parameter(help="Of the text files; utf-8 where nothing names another.")] = None,
     set: Annotated[list[str] | None, Parameter(name="--set", negative="", help="Any field of the recipe: --set train.learning_rate=3e-3; may be "
                                                                                "repeated.")] = None,
+    resume: Annotated[Path | None, Parameter(help="A run that was interrupted goes on from its newest checkpoint; it needs nothing else.")] = None,
+    force: Annotated[bool, Parameter(negative="", show_default=False, help="With --resume: take a recipe that was edited since.")] = False,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
-    """Train a model from raw text."""
+    """Train a model from raw text, or go on with a run."""
     from hanok import report
-    from hanok.disk import refuse_occupied
-    from hanok.train.pretrain import Pretraining, prepare
-    refuse_occupied(out)
-    recipe = make_recipe(text, family, preset, steps, seed, encoding, set or [])
-    prepared = prepare(recipe, (lambda line: None) if quiet else say)
-    run = Pretraining(prepared, out)
-    with report.Progress("training", total=100, unit="percent", quiet=quiet) as bar:
-        bundle = run.run(lambda step: bar.update(100 * step.progress, **live(step, run)))
+    from hanok.cli.main import leave
+    from hanok.train.runs import Terminated
+    told = (lambda line: None) if quiet else say
+    if resume is not None:
+        given = {"TEXT": text, "--out": out, "--recipe": recipe, "--family": family, "--preset": preset, "--seed": seed, "--encoding": encoding}
+        run = resumed(resume, given, steps, set or [], force, told)
+        if run is None:
+            finished_already(resume, json)
+            return
+        out = resume
+    else:
+        run = begun(text, out, make_recipe(text, recipe, family, preset, steps, seed, encoding, set or []), force, told)
+    try:
+        with report.Progress("training", total=100, unit="percent", quiet=quiet) as bar:
+            run.say = bar.print
+            bundle = run.run(lambda step: bar.update(100 * step.progress, **live(step, run)))
+    except Terminated as signal:
+        leave(143, f"terminated; {signal}")
     picture_of(run)
     metrics = bundle.manifest["metrics"]
     if json:
-        emit({"bundle": str(out), "family": family, **metrics})
+        emit({"bundle": str(out), "family": bundle.family.name, **metrics})
         return
-    say(f"{family} in {shown(out)}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in metrics.items()))
-    next_commands(f'hanok generate {typed(out)} --prompt "..."', f"hanok show {typed(out)}", f"hanok export {typed(out)} OUT --to hf")
+    say(f"{bundle.family.name} in {shown(run.run_folder.out)}: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in metrics.items()))
+    next_commands(*what_next(bundle, typed(run.run_folder.out)))
 
 
-def make_recipe(text: list[Path], family: str, preset: str, steps: int | None, seed: int | None, encoding: str, settings: list[str]):
-    """The command line as a recipe; --set comes last."""
+def begun(text: list[Path] | None, out: Path | None, recipe: Any, force: bool, told: Callable[[str], None]) -> Any:
+    """A new run."""
+    from hanok.disk import refuse_occupied
+    from hanok.errors import ConfigError
+    from hanok.train.pretrain import Pretraining, prepare
+    if force:
+        raise ConfigError("--force belongs to --resume; a new run takes its recipe as it is")
+    if not recipe.data.sources:
+        raise ConfigError("TEXT is missing; name files or folders to learn from (`hanok pretrain --help` says more)")
+    if out is None:
+        raise ConfigError("--out is missing; name the run's new folder (`hanok pretrain --help` says more)")
+    refuse_occupied(out)
+    return Pretraining(prepare(recipe, told), out)
+
+
+def resumed(folder: Path, given: dict[str, Any], steps: int | None, settings: list[str], force: bool, told: Callable[[str], None]) -> Any:
+    """A run that goes on; None where it is finished."""
+    from hanok.errors import ConfigError
+    from hanok.train.resume import resume
+    for name, value in given.items():
+        if value:
+            raise ConfigError(f"{name} and --resume were both given; a run that goes on knows what it learns from: leave {name} out")
+    return resume(folder, [*([] if steps is None else [f"train.steps={steps}"]), *settings], force=force, say=told)
+
+
+def finished_already(folder: Path, json: bool) -> None:
+    from hanok.config import read_json
+    metrics = read_json(folder / "manifest.json").get("metrics", {})
+    if json:
+        emit({"bundle": str(folder), "family": read_json(folder / "config.json")["family"], **metrics})
+        return
+    say(f"{shown(folder)} is finished: {metrics.get('steps')} steps; nothing is left to do "
+        "(--set train.steps=N --force goes on, at the rates of the longer schedule)")
+    next_commands(f"hanok show {typed(folder)}")
+
+
+def what_next(bundle: Any, folder: str) -> list[str]:
+    """What can be done with such a model."""
+    from hanok.bundle.huggingface import expressible
+    asked = [f'hanok generate {folder} --prompt "..."'] if bundle.family.kind != "encoder" else []
+    return [*asked, f"hanok show {folder}", *([f"hanok export {folder} OUT --to hf"] if expressible(bundle.family, bundle.config) else [])]
+
+
+def make_recipe(text: list[Path] | None, file: Path | None, family: str | None, preset: str | None, steps: int | None, seed: int | None,
+                encoding: str | None, settings: list[str]) -> Any:
+    """The recipe file with the command line over it; --set comes last."""
     from hanok.config import from_dict, override, to_dict
-    from hanok.train.recipe import Recipe
-    told: dict[str, Any] = to_dict(Recipe())
-    told["model"] |= {"family": family, "preset": preset}
-    told["data"] |= {"sources": [str(path) for path in text], "encoding": encoding}
-    told["train"] |= {name: value for name, value in (("steps", steps), ("seed", seed)) if value is not None}
+    from hanok.train.recipe import Recipe, read_recipe
+    told: dict[str, Any] = to_dict(Recipe() if file is None else read_recipe(file))
+    options: dict[str, dict[str, Any]] = {"model": {"family": family, "preset": preset}, "train": {"steps": steps, "seed": seed},
+               "data": {"sources": [str(path) for path in text] if text else None, "encoding": encoding}}
+    for table, values in options.items():
+        told[table] |= {name: value for name, value in values.items() if value is not None}
     return from_dict(Recipe, override(told, settings), "recipe")
 
 

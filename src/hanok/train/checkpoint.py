@@ -1,63 +1,146 @@
-"""The run's folder: its recipe, metrics.csv, checkpoints (safetensors and JSON, no pickle), and in the end the bundle's files at its top.
+"""The run's folder, and the only room of training that touches the disk: its recipe, numbers, samples and checkpoints (no pickle).
 
-    RUN/recipe.toml  metrics.csv  checkpoints/step-00001000/{model,optimizer}.safetensors, state.json
+    RUN/recipe.toml  metrics.csv  samples.md  checkpoints/step-00001000/{model,optimizer}.safetensors, state.json
+
+Beside the weights, optimizer.safetensors holds every other tensor of a run that goes on: optimizer, averaged weights, random and carried states.
 """
 from __future__ import annotations
 
-import csv
+import fcntl
+import os
+import re
 import shutil
+import weakref
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from hanok.bundle.weights import parameters, write_safetensors
-from hanok.config import to_dict, toml, write_json
-from hanok.disk import disk_error, new_dir, refuse_occupied, write_text
+from hanok.bundle.weights import read_safetensors, write_safetensors
+from hanok.config import read_json, read_toml, to_dict, toml, write_json
+from hanok.disk import disk_error, new_dir, read_text, write_text
+from hanok.errors import DataError
 from hanok.train.recipe import Recipe
 
-COLUMNS = ("step", "tokens", "seconds", "loss", "validation_loss", "bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
+COLUMNS = ("step", "tokens", "seconds", "loss", "validation_loss", "perplexity", "bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
+MODEL = "model/"
+UNFINISHED = re.compile(r"\.(step-\d+|bundle\.new|metrics\.csv|samples\.md|recipe\.toml|loss\.png)\.[0-9a-f]{16}|bundle\.new")
 
 
 class Run:
-    """A new run in an empty or new folder. DataError where something is there already."""
+    """A run's folder that is there already. DataError where it is none."""
 
-    def __init__(self, out: Path | str, recipe: Recipe, sources: list[dict[str, Any]]):
-        self.out, self.rows = Path(out), []  # type: tuple[Path, list[dict[str, float]]]
-        refuse_occupied(self.out)
+    def __init__(self, out: Path | str):
+        self.out, self.rows = Path(out), []  # type: tuple[Path, list[dict[str, Any]]]
+        self.unlock: Callable[[], object] = lambda: None
+        if not (self.out / "recipe.toml").is_file():
+            told = "it has no recipe.toml" if self.out.exists() else "there is nothing of that name"
+            raise DataError(f"{self.out} is no run: {told}; begin one with `hanok pretrain TEXT --out {self.out}`")
+
+    @classmethod
+    def new(cls, out: Path | str, recipe: Recipe, sources: list[dict[str, Any]]) -> Run:
+        """A run in an empty or new folder. DataError where something is there already."""
+        out = Path(out)
+        with new_dir(out) as folder:
+            (folder / "checkpoints").mkdir()
+            write_text(folder / "metrics.csv", ",".join(COLUMNS) + "\n")
+            write_recipe(folder, recipe, {source["path"]: source["sha256"] for source in sources}, str(Path.cwd()))
+        return cls(out)
+
+    def lock(self) -> None:
+        """Nobody else may train here until `unlock`, or until this process ends, however it does. DataError where somebody does."""
+        (self.out / "checkpoints").mkdir(exist_ok=True)
+        handle = os.open(self.out / "checkpoints", os.O_RDONLY)
+        self.unlock = weakref.finalize(self, os.close, handle)
         try:
-            (self.out / "checkpoints").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise disk_error(self.out, error) from None
-        write_text(self.out / "metrics.csv", ",".join(COLUMNS) + "\n")
-        write_text(self.out / "recipe.toml", toml({**to_dict(recipe), "sources": {source["path"]: source["sha256"] for source in sources}}) + "\n")
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"{self.out}: another process is training here; wait for it, or end it first") from None
 
-    def record(self, values: dict[str, float]) -> None:
+    # ---- the recipe
+    def told(self) -> tuple[dict[str, Any], dict[str, str], str]:
+        """The recipe as plain data, the hash of each source's file, and the folder in which the run was begun."""
+        data = read_toml(self.out / "recipe.toml")
+        return data, data.pop("sources", {}), data.pop("begun", {}).get("folder", ".")
+
+    def accept(self, recipe: Recipe, checkpoint: Path | None) -> None:
+        """The run goes on with this recipe."""
+        _, sources, begun = self.told()
+        write_recipe(self.out, recipe, sources, begun)
+        if checkpoint is not None:
+            write_json(checkpoint / "state.json", {**read_json(checkpoint / "state.json"), "recipe": to_dict(recipe)})
+
+    # ---- numbers and samples
+    def record(self, values: Mapping[str, Any]) -> None:
         """One more row of metrics.csv."""
-        self.rows.append(values)
-        row = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
-        try:
-            with open(self.out / "metrics.csv", "a", newline="") as file:
-                csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n").writerow(row)
-        except OSError as error:
-            raise disk_error(self.out / "metrics.csv", error) from None
+        self.rows.append(dict(values))
+        row = {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+        self.append("metrics.csv", ",".join(row.get(name, "") for name in COLUMNS) + "\n")
 
-    def checkpoint(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any], keep: int = 2) -> Path:
-        """Writes what a run needs to go on, atomically, and forgets all but the newest `keep`."""
+    def sample(self, step: int, text: str) -> None:
+        """One more part of samples.md, indented, so that nothing in it reads as Markdown."""
+        self.append("samples.md", f"## step {step}\n\n" + "".join(f"    {line}\n" for line in text.splitlines()) + "\n")
+
+    def append(self, name: str, text: str) -> None:
+        try:
+            with open(self.out / name, "a", encoding="utf-8", newline="") as file:
+                file.write(text)
+        except OSError as error:
+            raise disk_error(self.out / name, error) from None
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was told behind `step`, and what was left unfinished, so that the numbers go on without a gap or a repetition."""
+        for path in (*self.out.iterdir(), *(self.out / "checkpoints").iterdir()):
+            if UNFINISHED.fullmatch(path.name):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+        metrics, samples = self.out / "metrics.csv", self.out / "samples.md"
+        head, *lines = read_text(metrics).splitlines() or [""]
+        whole = [line for line in lines if re.match(r"\d+,", line) and line.count(",") == head.count(",") and int(line.partition(",")[0]) <= step]
+        write_text(metrics, "\n".join([",".join(COLUMNS), *whole]) + "\n")
+        self.rows = [{name: value for name, value in zip(head.split(","), line.split(",")) if value} for line in whole]
+        if samples.exists():
+            parts = re.split(r"^(?=## step \d+$)", read_text(samples), flags=re.M)
+            write_text(samples, "".join(part for part in parts if part and int(part.split(maxsplit=3)[2]) <= step))
+
+    # ---- checkpoints
+    def checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2) -> Path:
+        """Writes what a run needs to go on, whole or not at all; then forgets all but the newest `keep` and the best by validation."""
         path = self.out / "checkpoints" / f"step-{state['step']:08d}"
         if not path.exists():
             with new_dir(path) as folder:
-                write_safetensors(folder / "model.safetensors", parameters(model))
-                write_safetensors(folder / "optimizer.safetensors", optimizer_tensors(model, optimizer))
+                write_safetensors(folder / "model.safetensors", {n.removeprefix(MODEL): t for n, t in tensors.items() if n.startswith(MODEL)})
+                write_safetensors(folder / "optimizer.safetensors", {n: t for n, t in tensors.items() if not n.startswith(MODEL)})
                 write_json(folder / "state.json", state)
-        for old in sorted((self.out / "checkpoints").glob("step-*"))[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
+        everything = self.checkpoints()
+        losses = {old: loss for old in everything if (loss := self.state(old).get("validation_loss")) is not None}
+        best = min(losses, key=lambda old: losses[old], default=None)
+        for old in everything[:-keep]:
+            if old != best:
+                going = old.rename(old.with_name(f".{old.name}.{0:016}"))             # a kill in the middle leaves nothing that looks whole
+                shutil.rmtree(going, ignore_errors=True)
         return path
 
+    def checkpoints(self) -> list[Path]:
+        """All that are whole, the oldest first."""
+        return sorted((path.parent for path in (self.out / "checkpoints").glob("step-*/state.json")), key=lambda path: int(path.name[5:]))
 
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state by parameter name: `embed.token.weight/exp_avg`."""
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    return {f"{names[id(parameter)]}/{key}": value for parameter, state in optimizer.state.items() for key, value in state.items()
-            if isinstance(value, Tensor)}
+    @staticmethod
+    def state(path: Path) -> dict[str, Any]:
+        """What stands in a checkpoint beside its tensors."""
+        return read_json(path / "state.json")
+
+    @staticmethod
+    def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """A checkpoint's tensors and state. HanokError names the file that is damaged."""
+        tensors = {MODEL + name: tensor for name, tensor in read_safetensors(path / "model.safetensors").items()}
+        return {**tensors, **read_safetensors(path / "optimizer.safetensors")}, read_json(path / "state.json")
+
+    def reopen(self) -> None:
+        """A finished run that goes on is no bundle until it is finished again."""
+        (self.out / "config.json").unlink(missing_ok=True)
+
+
+def write_recipe(folder: Path, recipe: Recipe, sources: Mapping[str, str], begun: str) -> None:
+    """recipe.toml: the recipe, where it was begun, and what it learns from."""
+    write_text(folder / "recipe.toml", toml({**to_dict(recipe), "begun": {"folder": begun}, "sources": dict(sources)}) + "\n")

@@ -1,13 +1,40 @@
-"""How the learning rate moves: a share of its peak, as a pure function of where the run stands, so that a resumed run needs no memory of it."""
+"""How the learning rate moves: a share of its peak, as a pure function of where the run stands, so that a resumed run needs no memory of it.
+
+`step` counts updates from 0; `progress` is the share of the run that is done, 0 to 1, by updates or by time.
+"""
 from __future__ import annotations
 
 import math
 
+from hanok.train.recipe import TrainRecipe
+
+
+def share(recipe: TrainRecipe, step: int, progress: float) -> float:
+    """The recipe's schedule, as a share of each peak."""
+    if recipe.schedule == "noam":
+        return noam(step, warmup_steps=recipe.warmup_steps)
+    if recipe.schedule == "wsd":
+        return wsd(step, progress, warmup_steps=recipe.warmup_steps, decay=recipe.decay, floor=recipe.floor)
+    return cosine(step, progress, warmup_steps=recipe.warmup_steps, floor=recipe.floor)
+
+
+def warmed(step: int, warmup_steps: int) -> float:
+    """A line from 1/warmup_steps to 1, which it reaches at the last update of the warm-up."""
+    return min(1.0, (step + 1) / max(1, warmup_steps))
+
 
 def cosine(step: int, progress: float, *, warmup_steps: int, floor: float) -> float:
-    """Linear warm-up over `warmup_steps` updates, then half a cosine down to `floor` (SGDR, arXiv:1608.03983), as a share of the peak.
+    """Linear warm-up over `warmup_steps` updates, then half a cosine down to `floor` (SGDR, arXiv:1608.03983)."""
+    return warmed(step, warmup_steps) * (floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
 
-    `step` counts from 0; `progress` is the share of the run that is done, 0 to 1.
-    """
-    decayed = floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
-    return decayed * min(1.0, (step + 1) / max(1, warmup_steps))
+
+def wsd(step: int, progress: float, *, warmup_steps: int, decay: float, floor: float) -> float:
+    """Warm-up, stable, decay: a trapezoid whose last `decay` of the run is a line down to `floor` (arXiv:2404.06395, 2405.18392)."""
+    left = max(0.0, 1 - progress)
+    return warmed(step, warmup_steps) * (floor + (1 - floor) * min(1.0, left / decay if decay else 1.0))
+
+
+def noam(step: int, *, warmup_steps: int) -> float:
+    """Linear warm-up, then 1/sqrt(update) ("Attention Is All You Need", arXiv:1706.03762, eq. 3), over its peak, which stands where both meet."""
+    update, warmup = step + 1, max(1, warmup_steps)
+    return min(update / warmup, math.sqrt(warmup / update))

@@ -1,12 +1,13 @@
 """The training loop, for every family: draw, hidden, loss, backward, clip, update. It knows no files; what is written is the callbacks' business.
 
-The loss of a step is the mean over all targets of all its micro-batches, so that how a batch is split changes nothing.
+The loss of a step is the mean over all targets of all its micro-batches, so that how a batch is split changes nothing. A step waits for the device
+once, where it looks whether loss and gradient are numbers.
 """
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,15 @@ from torch import Tensor, nn
 from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.errors import DataError
 from hanok.nn.loss import chunk_tokens, token_cross_entropy
-from hanok.train.optim import set_learning_rate
+from hanok.train import snapshot
+from hanok.train.compiled import Hidden, hidden_of
+from hanok.train.ema import Average
+from hanok.train.guard import DivergedError, Guard
+from hanok.train.optim import set_learning_rates
 from hanok.train.recipe import TrainRecipe
-from hanok.train.schedule import cosine
+from hanok.train.schedule import share
 
-
-class DivergedError(DataError):
-    """The loss or its gradient is no number any more."""
+__all__ = ["DivergedError", "Step", "Trainer"]
 
 
 @dataclass(frozen=True)
@@ -31,20 +34,28 @@ class Step:
     step: int                                            # updates done, this one included
     tokens: int                                          # targets seen so far
     seconds: float                                       # spent in updates so far
-    loss: float                                          # nats a token, before the update
-    learning_rate: float
+    loss: float                                          # nats a token, before the update; with smoothing and z-loss where they are asked for
+    learning_rate: float                                 # of AdamW
     grad_norm: float                                     # before clipping
     progress: float                                      # share of the run that is done, 0 to 1
     tokens_per_second: float                             # of this update
 
 
 class Trainer:
-    """Trains a model on batches. `device` is where the batches are sent; the model is there already."""
+    """Trains a model on batches. `device` is where the batches are sent; the model is there already.
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Batch], recipe: TrainRecipe, *, vocab_size: int,
-                 device: torch.device | str = "cpu"):
+    `hidden` stands in for model.hidden: one that carries a recurrent state over batches, for example. With train.ema_decay, `averaged` puts the
+    averaged weights in place for evaluation and for the bundle.
+    """
+
+    def __init__(self, model: nn.Module, optimizers: Sequence[torch.optim.Optimizer], batches: Iterator[Batch], recipe: TrainRecipe, *,
+                 vocab_size: int, device: torch.device | str = "cpu", hidden: Hidden | None = None):
         self.model: Any = model
-        self.optimizer, self.batches, self.recipe, self.device = optimizer, batches, recipe, device
+        self.optimizers, self.batches, self.recipe, self.device = list(optimizers), batches, recipe, torch.device(device)
+        self.hidden = hidden or hidden_of(model, recipe.compile, self.device)
+        self.parameters = list(model.parameters())                                    # asking a model takes as long as a small matrix product
+        self.average = Average(model, recipe.ema_decay) if recipe.ema_decay else None
+        self.guard = Guard(recipe)
         self.chunk_size = chunk_tokens(vocab_size)
         self.n_steps, self.n_tokens, self.seconds = 0, 0, 0.0
 
@@ -59,31 +70,52 @@ class Trainer:
         return self.progress >= 1.0
 
     def step(self) -> Step:
-        """One update. DataError where there is no target; DivergedError where loss or gradient is no number: what was learned until then stands."""
+        """One update. DataError where there is no target.
+
+        DivergedError where loss or gradient is no number or the loss leapt up: weights, optimizers and counts are as they were before the step.
+        """
         begin = time.perf_counter()
-        rate = self.recipe.learning_rate * cosine(self.n_steps, self.progress, warmup_steps=self.recipe.warmup_steps, floor=self.recipe.floor)
+        now = share(self.recipe, self.n_steps, self.progress)
+        place = self.batches.state() if hasattr(self.batches, "state") else {}
         micro_batches = [next(self.batches) for _ in range(self.recipe.grad_accum_steps)]
-        n_targets = sum(int(targets_of(batch).ne(IGNORE_INDEX).sum()) for batch in micro_batches)
+        counts = [int(targets_of(batch).ne(IGNORE_INDEX).sum()) for batch in micro_batches]
+        n_targets = sum(counts)
         if not n_targets:
             raise DataError(f"the batches of step {self.n_steps + 1} ask for nothing; give documents of more than one token")
-        total = 0.0
-        for batch in micro_batches:
-            batch = batch.to(self.device)
-            loss, _ = token_cross_entropy(self.model.hidden(batch), targets_of(batch), self.model.head, chunk_size=self.chunk_size)
-            (loss / n_targets).backward()
-            total += loss.item()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip or math.inf).item()
-        for what, value in (("loss", total / n_targets), ("gradient's norm", norm)):
-            if not math.isfinite(value):
-                self.optimizer.zero_grad(set_to_none=True)
-                raise DivergedError(f"the {what} of step {self.n_steps + 1} is {value}; lower train.learning_rate ({self.recipe.learning_rate}) or "
-                                "raise train.warmup_steps")
-        set_learning_rate(self.optimizer, rate)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        try:
+            loss, norm = self.accumulate(micro_batches, counts)
+            self.guard.check(self.n_steps + 1, loss, norm, place)
+            self.update(now, norm)
+        finally:
+            for p in self.parameters:
+                p.grad = None
         took = time.perf_counter() - begin
         self.n_steps, self.n_tokens, self.seconds = self.n_steps + 1, self.n_tokens + n_targets, self.seconds + took
-        return Step(self.n_steps, self.n_tokens, self.seconds, total / n_targets, rate, norm, min(1.0, self.progress), n_targets / took)
+        return Step(self.n_steps, self.n_tokens, self.seconds, loss, now * self.recipe.learning_rate, norm, min(1.0, self.progress), n_targets / took)
+
+    def accumulate(self, micro_batches: Sequence[Batch], counts: Sequence[int]) -> tuple[float, float]:
+        """The gradients of the mean over all targets; that mean and the gradients' norm."""
+        n_targets, told = sum(counts), torch.zeros(2, device=self.device)
+        for batch, count in zip(micro_batches, counts):
+            batch = batch.to(self.device)
+            loss, _ = token_cross_entropy(self.hidden(batch), targets_of(batch), self.model.head, chunk_size=self.chunk_size, n_targets=count,
+                                          label_smoothing=self.recipe.label_smoothing, z_loss=self.recipe.z_loss)
+            loss = loss / n_targets
+            loss.backward()
+            told[0] += loss.detach()
+        told[1] = nn.utils.get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        loss, norm = told.tolist()
+        return loss, norm
+
+    def update(self, now: float, norm: float) -> None:
+        """Clips, and moves every parameter; `now` is the share of each peak rate."""
+        if self.recipe.clip and norm > self.recipe.clip:
+            nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip, torch.tensor(norm, device=self.device))
+        set_learning_rates(self.optimizers, now)
+        for optimizer in self.optimizers:
+            optimizer.step()
+        if self.average:
+            self.average.update(self.n_steps + 1)
 
     def run(self, *on_step: Callable[[Step], Any]) -> None:
         """Updates until the run is done; each callback sees each of them."""
@@ -93,6 +125,18 @@ class Trainer:
             for callback in on_step:
                 callback(step)
         self.model.eval()
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the model's weights are their running mean, where there is one."""
+        return self.average.in_place() if self.average else nullcontext()
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that it needs to go on bit for bit, but for the place in the data: live tensors, to be written before the next step, and plain data."""
+        return snapshot.take(self)
+
+    def restore(self, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+        """Back to where `state` was taken. ConfigError names the first thing missing, left over or misshapen, and nothing is changed."""
+        snapshot.put_back(self, tensors, plain)
 
 
 def targets_of(batch: Batch) -> Tensor:

@@ -1,0 +1,67 @@
+"""torch.compile: the same numbers where it works, the plain model and one line where it does not."""
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from hanok.contracts import Batch
+from hanok.errors import RequestError
+from hanok.train.compiled import Compiled, hidden_of
+from hanok.train.optim import optimizers
+from hanok.train.recipe import TrainRecipe
+from hanok.train.trainer import Trainer
+from tiny import CONFIG, model
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")      # of torch's compiler
+RECIPE = TrainRecipe(steps=3, learning_rate=1e-2, warmup_steps=0)
+
+
+def losses(recipe: TrainRecipe) -> list[float]:
+    ids = torch.randint(300, (4, 13), generator=torch.Generator().manual_seed(0))
+    net = model(replace(CONFIG, n_layers=1))
+    batch = Batch(ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
+    made = Trainer(net, optimizers(net, recipe), iter([batch] * 3), recipe, vocab_size=300)
+    net.train()
+    return [made.step().loss for _ in range(3)]
+
+
+def test_auto_compiles_on_a_gpu_and_nowhere_else():
+    net = model()
+    assert hidden_of(net, "auto", torch.device("cpu")) == net.hidden == hidden_of(net, "off", torch.device("cuda"))
+    for told in (("on", "cpu"), ("auto", "cuda")):
+        assert isinstance(hidden_of(net, told[0], torch.device(told[1])), Compiled)
+
+
+@pytest.mark.conformance                                                             # half a minute
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_is_plain(caplog):
+    with caplog.at_level(logging.WARNING, "hanok"):
+        assert losses(replace(RECIPE, compile="on")) == pytest.approx(losses(RECIPE), rel=1e-4)
+    assert not [record for record in caplog.records if record.name == "hanok"]
+
+
+def test_a_failure_falls_back_and_says_so_once(caplog, monkeypatch, tmp_path):
+    """A machine without a C++ compiler."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    import torch._inductor.config as inductor
+    torch._dynamo.reset()
+    monkeypatch.setattr(inductor.cpp, "cxx", ("/nowhere/g++",))
+    with caplog.at_level(logging.WARNING, "hanok"):
+        assert losses(replace(RECIPE, compile="on")) == losses(RECIPE)
+    line, = [record.getMessage() for record in caplog.records if record.name == "hanok"]
+    assert line.startswith("torch.compile failed (") and line.endswith("; training goes on without it") and "\n" not in line
+
+
+def test_a_mistake_of_the_models_own_comes_through():
+    def refuses(batch: Batch) -> torch.Tensor:
+        raise RequestError("17 tokens in a row")
+
+    made = Compiled(refuses)
+    made.fast = refuses
+    with pytest.raises(RequestError):
+        made(Batch(torch.zeros(1, 1, dtype=torch.long)))
+    assert made.fast is refuses
