@@ -12,7 +12,7 @@ TORCH_URL_cpu  = --extra-index-url https://download.pytorch.org/whl/cpu
 TORCH_URL_cuda = --extra-index-url https://download.pytorch.org/whl/cu130
 TORCH_URL      = $(TORCH_URL_$(TORCH))
 
-.PHONY: setup run test check bench conformance docs clean
+.PHONY: setup run test check bench conformance docs notes clean
 .DEFAULT_GOAL := run
 
 setup: $(READY)
@@ -41,13 +41,18 @@ check: setup
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_law.py
 	@$(BIN)/python scripts/docs.py --check
+	@$(BIN)/python scripts/notes.py --check
 
 docs: setup
 	@$(BIN)/python scripts/docs.py
 
+notes: setup
+	@$(BIN)/python scripts/notes.py
+
 bench: setup
 	@$(BIN)/python benchmarks/decode.py $(ARGS)
 	@$(BIN)/python benchmarks/startup.py $(ARGS)
+	@$(BIN)/python benchmarks/recurrent.py $(ARGS)
 
 conformance: setup
 	@$(BIN)/python scripts/peers.py

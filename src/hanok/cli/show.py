@@ -31,8 +31,9 @@ def show(bundle: Annotated[str, Parameter(help="A bundle's folder, or the name o
     if json:
         emit(told)
         return
-    print(f"{path}: {loaded.family.summary}\n")
-    print(report.table(["size", "value"], [[name, str(value)] for name, value in to_dict(loaded.config).items()], align="lr"), end="\n\n")
+    print(f"{bundle}: {loaded.family.summary}\n")
+    print(report.table(["size", "value"], [[name, f"{value:.6g}" if isinstance(value, float) else str(value)]
+                                           for name, value in to_dict(loaded.config).items()], align="lr"), end="\n\n")
     print(report.table(["parameters", "count", "share"], [[part, report.count(m), f"{m / n:.0%}"] for part, m in [*parts.items(), ("total", n)]],
                        align="lrr"), end="\n\n")
     print(report.table(["weights as", "memory"], [[f"{dtype} (stored)" if dtype == stored else dtype, report.size(size)]
