@@ -84,13 +84,14 @@ def training(name: str, d_model: int, repeats: int) -> None:
 def decoding(preset: str, repeats: int) -> None:
     """Both sides are ours; the ratio is what a batch is worth."""
     config = catalog.preset("bahdanau", preset)
-    model = lower(catalog.family("bahdanau").build(config))
+    plain = catalog.family("bahdanau").build(config)
+    models = {n_rows: lower(plain, n_rows) for n_rows in (1, 16)}                     # each laid out for its rows
 
     def rate(n_rows: int) -> float:
         def time_of(n_new: int) -> float:
             sources = torch.randint(3, config.vocab_size, (n_rows, N_SOURCE)).tolist()
             requests = [Request([0], source, max_new_tokens=n_new) for source in sources]
-            return seconds(lambda: list(run(model, requests)))
+            return seconds(lambda: list(run(models[n_rows], requests)))
 
         return n_rows * N_NEW / (time_of(N_NEW + 1) - time_of(1))
 

@@ -144,7 +144,7 @@ def test_beams_on_the_command_line(shell, models):
     status, out, err = shell("llama", *how)
     assert (status, out) == (0, answers[0].text + "\n") and err[0].endswith(f"finish reason: length (score {answers[0].score:.4f})")
     told = json.loads(shell("llama", *how, "-n", 2, "--json")[1])["answers"]
-    assert [answer["score"] for answer in told] == [answer.score for answer in answers]
+    assert [answer["score"] for answer in told] == pytest.approx([answer.score for answer in answers], abs=1e-5)
     assert json.loads(shell("llama", "--max-new-tokens", 2, "--json")[1])["answers"][0]["score"] is None
 
 
@@ -189,3 +189,11 @@ def test_a_chat_may_go_on_and_says_so_once(folders, capsys, monkeypatch):
 def test_mistakes_are_one_line(shell, name, options, told):
     status, out, err = shell(name, *options)
     assert status == 2 and out == "" and told in err[-1] and len(err) == 1 + ("memory" in told)
+
+
+def test_a_model_laid_out_for_many_rows_writes_the_same(models, tmp_path):
+    path = save_bundle(models["llama"].bundle, tmp_path / "bundle")
+    one, many = (hanok.load(path, rows=rows).generate_many([PROMPT, "b"], n=2, max_new_tokens=8) for rows in (1, 16))
+    assert one == many
+    with pytest.raises(RequestError, match="rows is 0; expected 1 or more"):
+        hanok.load(path, rows=0)

@@ -44,11 +44,11 @@ class Answer:
 
 
 class LoadedModel:
-    """A bundle that is ready to be used. `bundle.model` is the plain model, `model` the same weights put together for inference."""
+    """A bundle that is ready to be used. `bundle.model` is the plain model, `model` the same weights put together for inference, `rows` at a time."""
 
-    def __init__(self, bundle: Bundle, where: str = "this model"):
+    def __init__(self, bundle: Bundle, where: str = "this model", rows: int = 1):
         self.bundle, self.where, self.config, self.family = bundle, where, bundle.config, bundle.family
-        self.model: Any = lower(bundle.model)
+        self.model: Any = lower(bundle.model, rows)
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -278,6 +278,12 @@ def whole(chunks: Sequence[Chunk], n_prompt_tokens: int) -> Answer:
     return Answer("".join(chunk.text for chunk in chunks), token_ids, chunks[-1].finish_reason or "", n_prompt_tokens, chunks[-1].score)
 
 
-def load(path: str | Path) -> LoadedModel:
-    """Opens a bundle. HanokError, in one line, for anything that is wrong with it."""
-    return LoadedModel(load_bundle(path), str(path))
+def load(path: str | Path, rows: int = 1) -> LoadedModel:
+    """Opens a bundle. HanokError, in one line, for anything that is wrong with it.
+
+    `rows`: how many answers (or beams) will be written side by side. Above 1 a CPU gets a copy of the weights that is laid out for that: twice the
+    memory, and 4 to 16 rows in 0.7 of the time.
+    """
+    if rows < 1:
+        raise RequestError(f"rows is {rows}; expected 1 or more")
+    return LoadedModel(load_bundle(path), str(path), rows)

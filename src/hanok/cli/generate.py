@@ -38,7 +38,7 @@ def generate(
     from hanok.api import load, whole
     from hanok.bundle.pull import find
     from hanok.generate.run import may_pass
-    model = load(find(bundle))
+    model = load(find(bundle), rows=max(1, n, beams))
     request = model.request(
         prompt, n=n, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, stop=tuple(stop or ()),
         repetition_penalty=repetition_penalty, presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
