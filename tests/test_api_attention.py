@@ -61,7 +61,7 @@ def test_attention_is_the_plain_models_probe(models, name):
 def test_an_answer_looks_at_its_source(models, name):
     """Row t is the position that says token t: it has read the start and t tokens before."""
     m = models[name]
-    ids = list(m.generate(ONE, temperature=0.0, max_new_tokens=40 - 1).token_ids)
+    ids = list(m.generate(ONE, temperature=0.0, max_new_tokens=32).token_ids)
     seen = m.attention(ONE)
     source = m.tokenizer.encode(ONE, add_special=True)
     expected = probe(m.bundle.model, Batch(torch.tensor([[3, *ids[:-1]]]), source_ids=torch.tensor([source])))
@@ -71,6 +71,56 @@ def test_an_answer_looks_at_its_source(models, name):
     given = m.attention("the roof", source=ONE)
     assert given.rows.real == ["the", "roof"] and given.columns.words == seen.columns.words
     assert sum(w for _, w in given.of_word("roof")) + given.to_specials("roof") == pytest.approx(1, abs=1e-5)
+
+
+def test_an_encoder_looks_at_its_source(models):
+    """As the whole model's encoder does when it answers."""
+    m = models["t5"]
+    ids = m.tokenizer.encode(ONE, add_special=True)
+    expected = probe(m.bundle.model, Batch(torch.tensor([[3]]), source_ids=torch.tensor([ids])))
+    seen = m.attention(ONE, side="source")
+    assert torch.equal(seen.weights, torch.cat(expected.encoder_attention)) and not seen.is_causal and not seen.is_cross
+    encoder = m.bundle.model.encoder
+    assert torch.allclose(encoder.stack.final_norm(seen.hidden[-1]), encoder.hidden(Batch(torch.tensor([ids])))[0], atol=1e-6)
+    assert seen.words == (*ONE.split(), "</s>")
+    told = study(lambda text: m.attention(text, side="source"), [ONE, OTHER], "stone", ["roof", "rain"])
+    assert told.alike is not None and told.sentences[0].meanings.keys() == {"roof", "rain"}
+
+
+def test_an_answer_looks_at_itself(models):
+    """A row for each token that was read, the start before them."""
+    m = models["t5"]
+    ids, source = m.tokenizer.encode("the old roof", add_special=True), m.tokenizer.encode(ONE, add_special=True)
+    expected = probe(m.bundle.model, Batch(torch.tensor([[3, *ids]]), source_ids=torch.tensor([source])))
+    seen = m.attention("the old roof", ONE, side="answer")
+    assert torch.equal(seen.weights, torch.cat(expected.self_attention)) and torch.equal(seen.hidden, torch.cat(expected.hidden))
+    assert seen.is_causal and not seen.is_cross and seen.rows.real == ["the", "old", "roof"] and seen.rows.special[0]
+    written = list(m.generate(ONE, temperature=0.0, max_new_tokens=5).token_ids)
+    own = m.attention(ONE, side="answer", max_new_tokens=5)
+    assert own.weights.shape[2:] == (1 + len(written),) * 2
+    told = study(lambda text: m.attention(text, ONE, side="answer"), ["the old roof"], "old").findings()
+    assert any("'old' cannot see 'roof'" in line for line in told) and any("gives the same vector" in line for line in told)
+
+
+def test_an_answer_is_as_long_as_is_asked_for(models):
+    m = models["bahdanau"]
+    for n in (1, 7):
+        assert m.attention(ONE, max_new_tokens=n).weights.size(2) == n
+    for n, told in ((257, "max_new_tokens is 257; attention is looked at in 256 tokens at most"), (0, "max_new_tokens 0; expected 1 or more")):
+        assert told in refused(RequestError, lambda n=n: m.attention(ONE, max_new_tokens=n))
+
+
+@pytest.mark.parametrize("name, options, told", [
+    ("t5", {"side": "cros"}, "unknown side 'cros'; did you mean 'cross'?"), ("bert", {"side": "source"}, "leave the side out"),
+    ("short", {"max_new_tokens": 3}, "it reads one text; leave max_new_tokens out"),
+    ("t5", {"side": "source", "source": OTHER}, "the source alone is looked at, and a source and a text were given"),
+    ("t5", {"side": "source", "max_new_tokens": 3}, "max_new_tokens was given, and the model need not write"),
+    ("t5", {"source": OTHER, "max_new_tokens": 3}, "max_new_tokens was given, and the model need not write"),
+    ("bahdanau", {"side": "source"}, "the encoder of bahdanau (bahdanau) has no attention of its own; leave the side out"),
+    ("bahdanau", {"side": "answer"}, "the decoder of bahdanau (bahdanau) has no attention of its own; leave the side out"),
+], ids=str)
+def test_sides_that_cannot_be_looked_at(models, name, options, told):
+    assert told in refused(RequestError, lambda: models[name].attention(ONE, **options))
 
 
 def test_attention_of_what_cannot_be(models):
@@ -214,6 +264,41 @@ def test_a_study_refuses_what_it_cannot_compare(models):
     assert "leave meanings out" in refused(RequestError, lambda: study(lambda text: t5.attention(text, ONE), ["the roof"], "roof", ["rain"]))
     crossed = study(lambda text: t5.attention(text, ONE), ["the roof"], "roof")
     assert crossed.sentences[0].partner in ONE.split() and crossed.alike is None and crossed.findings() == []
+
+
+@pytest.mark.parametrize("name", ["t5", "bahdanau"])
+def test_a_word_of_the_source_is_looked_at(models, name):
+    m = models[name]
+    [sentence] = study(m.attention, [ONE], "Stone").sentences
+    seen = m.attention(ONE)
+    assert sentence.is_looked_at and sentence.word == "stone" and sentence.text == ONE and sentence.looks() == seen.onto("stone")
+    assert sentence.link == (sentence.partner, "stone") and torch.equal(sentence.heads[0], seen.between(sentence.partner, "stone"))
+    told = sentence.to_dict()
+    assert [look["word"] for look in told["looked_at_by"]] == [word for word, _ in seen.onto("stone")] and "looks_at" not in told
+    assert (told["source"], told["answer"]) == (ONE, seen.rows.text)
+    message = refused(RequestError, lambda: study(m.attention, [ONE], "roof"))
+    assert message == f"'roof' is neither a word of the source ({', '.join(ONE.split())}) nor of the answer ({', '.join(seen.rows.real)})"
+
+
+def test_a_word_that_both_have_is_that_of_the_text(models):
+    m = models["t5"]
+    [answer] = study(lambda text: m.attention(text, ONE), ["a stone roof"], "stone").sentences
+    assert not answer.is_looked_at and answer.text == "a stone roof" and answer.looks() == m.attention("a stone roof", ONE).of_word("stone")
+    [source] = study(lambda text: m.attention("a stone roof", text), [ONE], "stone").sentences
+    assert source.is_looked_at and source.text == ONE and {name for name, _ in source.looks()} == {"a", "stone", "roof"}
+
+
+def test_words_of_two_sources_are_compared(models):
+    """One head: 'novel' of each source is looked at by the word of its own answer."""
+    answers = {ONE: "the old roof", OTHER: "clouds and rain"}
+    m = models["bahdanau"]
+    seen = study(lambda text: m.attention(answers[text], text), [ONE, OTHER], "stone")
+    [told] = seen.verdicts()
+    first, second = seen.sentences
+    assert first.partner in answers[ONE].split() and second.partner in answers[OTHER].split()
+    assert told.startswith(("Holds in the only head: ", "Does not hold in the only head: ")) and "of their weight against" in told
+    assert f"they rank {first.rank(first.partner)} and {second.rank(second.partner)} among" in told
+    assert first.rank(first.partner) == [name for name, _ in first.attention.onto("stone")].index(first.partner) + 1
 
 
 def test_a_word_alone_is_nothing_to_compare(models):

@@ -77,7 +77,8 @@ def test_beams_draw_nothing(models):
     assert (request.sampling.temperature, request.sampling.repetition_penalty, m.request(PROMPT, n_beams=1).sampling.temperature) == (0.0, 1.3, 0.9)
     assert "temperature is 0.7 with 3 beams" in refused(lambda: m.generate(PROMPT, n_beams=3, temperature=0.7))
     for options, told in (({"n_beams": 0}, "n_beams is 0"), ({"n_beams": "3"}, "n_beams is '3'; expected a whole number"),
-                          ({"length_penalty": float("nan")}, "length_penalty is nan"), ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size is -2"),
+                          ({"length_penalty": float("nan"), "n_beams": 2}, "length_penalty is nan"),
+                          ({"length_penalty": 2.0}, "of which there are none"), ({"no_repeat_ngram_size": -2}, "no_repeat_ngram_size is -2"),
                           ({"beams": 3}, "unknown option 'beams'; did you mean 'n_beams'?")):
         assert told in refused(lambda options=options: m.generate(PROMPT, **options))
         assert told in refused(lambda options=options: m.stream(PROMPT, **options))
@@ -184,7 +185,9 @@ def test_a_chat_may_go_on_and_says_so_once(folders, capsys, monkeypatch):
     ("bert", ("--beyond-context",), "it does not write; use embed"), ("bert", (), "it does not write; use embed"),
     ("llama", ("--beams", 0), "hanok: n_beams is 0"), ("llama", ("--beams", 2, "-n", 3), "hanok: n is 3 and n_beams 2"),
     ("llama", ("--beams", 2, "--temperature", 0.5), "hanok: temperature is 0.5 with 2 beams"),
-    ("llama", ("--length-penalty", "inf"), "hanok: length_penalty is inf"), ("llama", ("--no-repeat-ngram", -1), "hanok: no_repeat_ngram_size is -1"),
+    ("llama", ("--beams", 2, "--length-penalty", "inf"), "hanok: length_penalty is inf"),
+    ("llama", ("--length-penalty", 2), "hanok: a length penalty was given, and it scores beams, of which there are none; ask for 2 beams or more"),
+    ("llama", ("--no-repeat-ngram", -1), "hanok: no_repeat_ngram_size is -1"),
     ("llama", ("--beyond-context", "--max-new-tokens", 10 ** 14), "does not fit into memory")], ids=str)
 def test_mistakes_are_one_line(shell, name, options, told):
     status, out, err = shell(name, *options)

@@ -23,6 +23,27 @@ def view(text: str, kind: str = "bpe", n_layers: int = 2, n_heads: int = 3, **mo
     return Attention(gathered, gathered, torch.randn(n_layers, n_heads, t, t).softmax(-1), torch.randn(n_layers + 1, t, 8), **more)
 
 
+def test_who_looks_at_a_word_is_a_column():
+    seen = view("the house stands on a stone", "bpe")
+    told = seen.onto("stone", 2, 1)
+    at = seen.words.index("stone")
+    assert dict(told) == {name: pytest.approx(seen.by_word[1, 0, i, at].item()) for i, name in enumerate(seen.words)}
+    assert [weight for _, weight in told] == sorted((weight for _, weight in told), reverse=True)
+    with pytest.raises(RequestError, match="'roof' is not a word of the text"):
+        seen.onto("roof")
+
+
+def test_what_a_decoder_begins_with_is_special():
+    words = tokenizer("unigram", 400)
+    text = "the house </s> (2)"
+    ids, offsets = words.encode_with_offsets(text, add_special=True)
+    plain = words_of(text, ids, offsets, words, "answer")
+    begun = plain.begun_with([words.id_of("</s>")], words)
+    assert begun.words[0] == "</s>" and begun.words[-1] == "</s> (2)" and len(set(begun.words)) == len(begun.words) and begun.real == plain.real
+    assert begun.special[0] and begun.tokens == ("</s>", *plain.tokens) and begun.name == "answer"
+    assert begun.positions == ((0,), *(tuple(i + 1 for i in at) for at in plain.positions)) and begun.spans[1:] == plain.spans
+
+
 # ---- words
 @pytest.mark.parametrize("text, words", [
     ("Attention is a novel idea", ["Attention", "is", "a", "novel", "idea"]), ("it isn't, is it?", ["it", "isn't", ",", "is", "it", "?"]),

@@ -119,8 +119,23 @@ def test_a_text_beyond_the_picture_is_refused(tmp_path: Path):
     with pytest.raises(RequestError, match="the text has 65 words, and a picture shows 64") as told:
         plot_matrix(rows_of(65, 65), words, words, tmp_path / "m.png", title="t", unit="u")
     assert told.value.kind == "too_long" and not list(tmp_path.iterdir())
-    with pytest.raises(RequestError):
-        check_words(["a"], words)
+    with pytest.raises(RequestError, match="the source has 65 words"):
+        check_words(["a"], words, names=("answer", "source"))
+    with pytest.raises(RequestError, match=r"the answer has 65 words, and a picture shows 64; let fewer tokens be written \(max_new_tokens\)"):
+        plot_heads(rows_of(65, 2)[None, None], words, ["a", "b"], tmp_path / "m.png", title="t", unit="u", names=("answer", "source"))
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "paper.pdf", "png", "a.png.bak"])
+def test_what_is_no_png_is_not_replaced_by_one(name, tmp_path: Path):
+    out = tmp_path / name
+    out.write_text("mine")
+    for draw in (lambda: plot_matrix(rows_of(2, 2), ["a", "b"], ["a", "b"], out, title="t", unit="u"),
+                 lambda: plot_next(["a"], [NextPanel("t", "n", [0.5], 0.5)], out, title="t", unit="u"),
+                 lambda: report.plot_bars(["a"], [1.0], out, title="t", unit="u")):
+        with pytest.raises(DataError, match=r"pictures are PNG files; give a name that ends in \.png$"):
+            draw()
+    assert out.read_text() == "mine" and list(tmp_path.iterdir()) == [out]
+    report.plot_bars(["a"], [1.0], tmp_path / "A.PNG", title="t", unit="u")
 
 
 # ---- a word

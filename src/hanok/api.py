@@ -23,11 +23,13 @@ from hanok.generate.distribution import NextTokens, next_tokens
 from hanok.generate.run import check, run
 from hanok.generate.search import keep_of, pad_rows
 from hanok.nn.lower import lower
-from hanok.probe import probe
+from hanok.probe import has_attention, probe
 from hanok.text.chat import ChatTemplate
 from hanok.text.tokenizer import Tokenizer
 
 Messages = Sequence[Mapping[str, Any]]
+SIDES = ("cross", "source", "answer")
+"""What can be looked at in an encoder-decoder: the answer at its source, the source at itself, the answer at itself."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ class LoadedModel:
         for name in rest:
             if name not in known:
                 raise RequestError(f"unknown option '{name}'; {nearest(name, names | known)}")
+        if "length_penalty" in rest and rest.get("n_beams", 1) == 1:
+            raise RequestError("a length penalty was given, and it scores beams, of which there are none; ask for 2 beams or more, or leave it out")
         if isinstance(rest.get("stop"), str):
             rest["stop"] = (rest["stop"],)
         return Request(token_ids, source_ids, sampling=sampling, **{"stop_ids": defaults.stop_ids, **rest})
@@ -183,41 +187,73 @@ class LoadedModel:
         hidden = self.model.hidden(self.batch(request.token_ids, request.source_ids))     # (1,T,D)
         return next_tokens(self.model.head(hidden[0, -1]).cpu(), self.tokenizer, temperatures, top, top_k, top_p)
 
-    def attention(self, text: str, source: str | None = None) -> Attention:
+    def attention(self, text: str, source: str | None = None, *, side: str | None = None, max_new_tokens: int | None = None) -> Attention:
         """Who looks at whom in a text, in every head of every layer: `of_word(word)` ranks what a word looks at, `between(word, other)` is (L,H).
 
-        For an encoder-decoder `text` is the source, and the answer that the model writes looks at it; with a `source`, `text` is what is written.
-        There a row stands for the token that is written next. RequestError for an empty text, one that is too long, and a model without attention.
+        For an encoder-decoder `text` is the source, and the answer that the model writes (the likeliest token each time, `max_new_tokens` of them at
+        most; None: 32) looks at it, a row for each token that is written next; with a `source`, `text` is what is written. `onto(word)` ranks who
+        looks at a word of the source. The sides "source" and "answer", in place of "cross", let each look at itself, a row for each token that is
+        read. RequestError for an empty text, one that is too long, a side without attention, and what a model has no use for.
         """
         if not getattr(self.model, "reads_source", False):
-            if source is not None:
-                raise RequestError(f"a source was given, and {self.where} is a {self.family.name}: it reads one text; leave the source out")
+            for name, given in (("the source", source), ("the side", side), ("max_new_tokens", max_new_tokens)):
+                if given is not None:
+                    raise RequestError(f"{name} was given, and {self.where} is a {self.family.name}: it reads one text; leave {name} out")
             ids, words = self.read(text, "text")
             seen = probe(self.bundle.model, self.batch(ids))
             return Attention(words, words, stacked(seen.self_attention), stacked(seen.hidden), self.family.kind == "decoder")
+        if side not in (None, *SIDES):
+            raise RequestError(f"unknown side '{side}'; {nearest(str(side), SIDES)}")
+        if max_new_tokens is not None and (source is not None or side == "source"):
+            raise RequestError("max_new_tokens was given, and the model need not write: it was given the answer, or none is looked at; leave it out")
+        if side == "source":
+            return self.source_at_itself(text, source)
+        return self.answer_at(side or "cross", text, source, 32 if max_new_tokens is None else max_new_tokens)
+
+    def source_at_itself(self, text: str, source: str | None) -> Attention:
+        """An encoder's own attention."""
+        encoder: Any = self.bundle.model.encoder
+        if source is not None:
+            raise RequestError("the source alone is looked at, and a source and a text were given; give the source as the text, or another side")
+        if not has_attention(encoder):
+            raise RequestError(f"the encoder of {self.where} ({self.family.name}) has no attention of its own; leave the side out", "unsupported")
+        ids, words = self.read(text, "source")
+        seen = probe(encoder, self.batch(ids))
+        return Attention(words, words, stacked(seen.self_attention), stacked(seen.hidden))
+
+    def answer_at(self, side: str, text: str, source: str | None, max_new_tokens: int) -> Attention:
+        """A decoder's attention, at the source or at what it has read itself."""
+        start = list(self.bundle.generation.start_ids or (self.bundle.generation.pad_id,))
         source_ids, columns = self.read(text if source is None else source, "source")
-        if source is None:
-            ids = list(self.generate(text, temperature=0.0, max_new_tokens=MOST_TOKENS).token_ids)
-            rows = words_of_ids(ids, self.tokenizer)
+        if source is not None:
+            ids, rows = self.read(text, "text", len(start) if side == "answer" else len(start) - 1)
+            rows = replace(rows, name="answer")
+        elif max_new_tokens > MOST_TOKENS:
+            raise RequestError(f"max_new_tokens is {max_new_tokens}; attention is looked at in {MOST_TOKENS} tokens at most", "too_long")
+        else:
+            ids = list(self.generate(text, temperature=0.0, max_new_tokens=max_new_tokens).token_ids)
+            rows = words_of_ids(ids, self.tokenizer, "answer")
             if not ids:
                 raise RequestError("the model answers this source with nothing; give the text that it should write: source and text")
-        else:
-            ids, rows = self.read(text, "text")
-        read = [*(self.bundle.generation.start_ids or (self.bundle.generation.pad_id,)), *ids[:-1]]
-        seen = probe(self.bundle.model, self.batch(read, source_ids))
+        if side == "answer":
+            seen, rows = probe(self.bundle.model, self.batch([*start, *ids], source_ids)), rows.begun_with(start, self.tokenizer)
+            if not seen.self_attention:
+                raise RequestError(f"the decoder of {self.where} ({self.family.name}) has no attention of its own; leave the side out", "unsupported")
+            return Attention(rows, rows, stacked(seen.self_attention), stacked(seen.hidden), True)
+        seen = probe(self.bundle.model, self.batch([*start, *ids[:-1]], source_ids))
         return Attention(rows, columns, stacked(seen.cross_attention)[:, :, -len(ids):], stacked(seen.hidden)[:, -len(ids):])
 
-    def read(self, text: str, name: str) -> tuple[list[int], Words]:
-        """A text as the model reads it: token ids, and their words."""
+    def read(self, text: str, name: str, n_before: int = 0) -> tuple[list[int], Words]:
+        """A text as the model reads it, `n_before` tokens before it: token ids, and their words."""
         if not text.strip():
             raise RequestError(f"the {name} is empty; a few words were expected")
         ids, offsets = self.tokenizer.encode_with_offsets(text, add_special=self.bundle.generation.add_special)
-        most = self.config.max_seq_len
+        most = self.config.max_seq_len - n_before
         if len(ids) > most:
             raise RequestError(f"the {name} has {len(ids)} tokens, the model's context {most}; shorten it by at least {len(ids) - most}", "too_long")
         if len(ids) > MOST_TOKENS:
             raise RequestError(f"the {name} has {len(ids)} tokens; attention is looked at in {MOST_TOKENS} at most: give a part of it", "too_long")
-        return ids, words_of(text, ids, offsets, self.tokenizer)
+        return ids, words_of(text, ids, offsets, self.tokenizer, name)
 
     def batch(self, token_ids: Sequence[int], source_ids: Sequence[int] | None = None) -> Batch:
         """One row."""

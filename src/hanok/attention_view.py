@@ -9,7 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -33,23 +33,38 @@ class Words:
     positions: tuple[tuple[int, ...], ...]   # of each word: its tokens
     spans: tuple[tuple[int, int], ...]       # of each word: its characters, (start, end); empty for a special token
     special: tuple[bool, ...]                # of each word: whether it is none, but a special token or a bare space
+    name: str = "text"                       # which text it is: text, source or answer
 
     @property
     def real(self) -> list[str]:
         """The words without the special tokens."""
         return [word for word, special in zip(self.words, self.special) if not special]
 
-    def index(self, word: str) -> int:
-        """Where a word stands; upper and lower case are one where there is no exact match. RequestError lists the words."""
+    def find(self, word: str) -> int | None:
+        """Where a word stands; upper and lower case are one where there is no exact match. None where it is not."""
         for known, wanted in ((self.words, word), ([known.casefold() for known in self.words], word.casefold())):
             if wanted in known:
                 return known.index(wanted)
-        raise RequestError(f"'{word}' is not a word of the text; its words are {', '.join(self.real)}")
+        return None
+
+    def index(self, word: str) -> int:
+        """Where a word stands. RequestError lists the words."""
+        at = self.find(word)
+        if at is None:
+            raise RequestError(f"'{word}' is not a word of the {self.name}; its words are {', '.join(self.real)}")
+        return at
+
+    def begun_with(self, token_ids: Sequence[int], tokenizer: Tokenizer) -> Words:
+        """The words behind the tokens that a decoder begins with, which are special."""
+        first, n = [spelled(token_id, tokenizer) for token_id in token_ids], len(token_ids)
+        return replace(self, tokens=(*first, *self.tokens), words=tuple(numbered([*first, *self.words])), spans=(*[(0, 0)] * n, *self.spans),
+                       positions=(*((i,) for i in range(n)), *(tuple(i + n for i in at) for at in self.positions)),
+                       special=(*[True] * n, *self.special))
 
 
 @dataclass(frozen=True)
 class Attention:
-    """Who looks at whom: `rows` look, `columns` are looked at; of one text they are the same, of an encoder-decoder target and source."""
+    """Who looks at whom: `rows` look, `columns` are looked at; of one text they are the same, of an encoder-decoder answer and source."""
     rows: Words
     columns: Words
     weights: Tensor                          # (L,H,T,S) by tokens, float32; a row sums to 1
@@ -100,6 +115,12 @@ class Attention:
         seen = [(name, weight) for name, weight, special in zip(self.columns.words, row, self.columns.special) if not special]
         return sorted(seen, key=lambda pair: -pair[1])
 
+    def onto(self, word: str, layer: int | None = None, head: int | None = None) -> list[tuple[str, float]]:
+        """Who looks at a word, and with how much of its weight, strongest first, special tokens apart. RequestError as of_word's."""
+        column = self.matrix(layer, head)[:, self.columns.index(word)].tolist()
+        seen = [(name, weight) for name, weight, special in zip(self.rows.words, column, self.rows.special) if not special]
+        return sorted(seen, key=lambda pair: -pair[1])
+
     def to_specials(self, word: str, layer: int | None = None, head: int | None = None) -> float:
         """The share of a word's weight that rests on special tokens."""
         row = self.matrix(layer, head)[self.rows.index(word)]
@@ -119,7 +140,7 @@ class Attention:
         return self.hidden[:, list(self.rows.positions[self.rows.index(word)])].mean(1)
 
 
-def words_of(text: str, token_ids: Sequence[int], offsets: Sequence[tuple[int, int]], tokenizer: Tokenizer) -> Words:
+def words_of(text: str, token_ids: Sequence[int], offsets: Sequence[tuple[int, int]], tokenizer: Tokenizer, name: str = "text") -> Words:
     """Gathers tokens into words; `offsets` are the characters that each covers. A token goes where most of its characters are, a space that is a
     token of its own to the word that it leads."""
     spans = list(word_spans(text))
@@ -142,10 +163,10 @@ def words_of(text: str, token_ids: Sequence[int], offsets: Sequence[tuple[int, i
             groups.append((owner, [position]))
     names = [tokens[at[0]] if owner < 0 else text[slice(*spans[owner])] for owner, at in groups]
     return Words(text, tokens, tuple(numbered(names)), tuple(tuple(at) for _, at in groups),
-                 tuple((0, 0) if owner < 0 else spans[owner] for owner, _ in groups), tuple(owner < 0 for owner, _ in groups))
+                 tuple((0, 0) if owner < 0 else spans[owner] for owner, _ in groups), tuple(owner < 0 for owner, _ in groups), name)
 
 
-def words_of_ids(token_ids: Sequence[int], tokenizer: Tokenizer) -> Words:
+def words_of_ids(token_ids: Sequence[int], tokenizer: Tokenizer, name: str = "text") -> Words:
     """The words of a text that is known by its tokens: what a model wrote."""
     stream, pieces = tokenizer.stream(), []
     for token_id in token_ids:
@@ -156,7 +177,7 @@ def words_of_ids(token_ids: Sequence[int], tokenizer: Tokenizer) -> Words:
     specials = set(tokenizer.specials.values())
     offsets = [(start, end if end > start or token_id in specials else min(start + 1, len(text)))     # a part of a character belongs to it
                for token_id, start, end in zip(token_ids, ends, ends[1:])]
-    return words_of(text, token_ids, offsets, tokenizer)
+    return words_of(text, token_ids, offsets, tokenizer, name)
 
 
 def word_spans(text: str) -> Iterable[tuple[int, int]]:

@@ -28,16 +28,21 @@ def from_dict(cls: type[C], data: Mapping[str, Any], where: str = "") -> C:
     where = where or cls.__name__
     if not isinstance(data, Mapping):
         raise ConfigError(f"{where}: got {data!r}, expected a table of settings")
-    hints = typing.get_type_hints(cls)
     known = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    for name in data:
-        if name not in known:
-            raise ConfigError(f"{where}: unknown setting '{name}'; {nearest(name, known)}")
-    values = {name: convert(value, hints[name], f"{where}.{name}") for name, value in data.items()}
+    values = converted(cls, data, where)
     for name, f in known.items():
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             raise ConfigError(f"{where}: '{name}' is missing; it has no default")
     return cls(**values)
+
+
+def converted(cls: type, data: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Some settings of the dataclass `cls` in their types. ConfigError as `from_dict`."""
+    hints, known = typing.get_type_hints(cls), [f.name for f in dataclasses.fields(cls) if f.init]
+    for name in data:
+        if name not in known:
+            raise ConfigError(f"{where}: unknown setting '{name}'; {nearest(name, known)}")
+    return {name: convert(value, hints[name], f"{where}.{name}") for name, value in data.items()}
 
 
 def convert(value: Any, hint: Any, where: str) -> Any:

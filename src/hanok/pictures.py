@@ -28,18 +28,19 @@ TOP = 120
 """Pixels that the headline takes."""
 
 
-def check_words(*sides: Sequence[str]) -> None:
-    """RequestError where a picture has no room for so many words."""
-    most = max(map(len, sides))
-    if most > MOST_WORDS:
-        raise RequestError(f"the text has {most} words, and a picture shows {MOST_WORDS}; give a shorter part of it, or leave out the picture",
-                           "too_long")
+def check_words(*sides: Sequence[str], names: Sequence[str] = ("text", "text")) -> None:
+    """RequestError where a picture has no room for so many words; `names` say what each side is."""
+    for words, name in zip(sides, names):
+        if len(words) > MOST_WORDS:
+            shorten = "let fewer tokens be written (max_new_tokens)" if name == "answer" else "give a shorter part of it"
+            raise RequestError(f"the {name} has {len(words)} words, and a picture shows {MOST_WORDS}; {shorten}, or leave out the picture",
+                               "too_long")
 
 
 def plot_matrix(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str], out: Path | str, *, title: str, unit: str,
-                highlight: str | None = None) -> None:
+                highlight: str | None = None, names: Sequence[str] = ("text", "text")) -> None:
     """(N,M) as one labelled heatmap, each cell with its percentage where there is room; the row of `highlight` stands out."""
-    check_words(rows, columns)
+    check_words(rows, columns, names=names)
     cell = min(72, 900 // max(len(rows), len(columns)))
     with picture(out, 100, 100) as figure:
         labels, heads = matrix_margins(figure, rows, columns, cell)
@@ -52,12 +53,12 @@ def plot_matrix(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str]
 
 
 def plot_heads(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str], out: Path | str, *, title: str, unit: str,
-               first_layer: int = 1) -> None:
+               first_layer: int = 1, names: Sequence[str] = ("text", "text")) -> None:
     """(L,H,N,M) as small multiples, one panel a head, layers from top to bottom; beside them their mean, with the words.
 
     A single layer's heads stand four in a row.
     """
-    check_words(rows, columns)
+    check_words(rows, columns, names=names)
     n_layers, n_heads, n, m = weights.shape
     across = n_heads if n_layers > 1 else min(n_heads, 4)
     down = n_layers * math.ceil(n_heads / across)
@@ -89,7 +90,8 @@ def plot_heads(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str],
         at_pixel(figure, left - 72, top + grid_h / 2, "layer" if n_layers > 1 else "heads", ha="center", color=MUTED, rotation=90)
         draw_matrix(figure, weights.mean((0, 1)), rows, columns, (side, TOP + heads), cell)
         scale = min(220, max(110, cell * n))
-        at_pixel(figure, side, TOP + heads + max(cell * n, scale) + 24, "the mean of these heads", color=MUTED)
+        at_pixel(figure, side, TOP + heads + max(cell * n, scale) + 24, "the mean of these heads" if n_layers * n_heads > 1 else "the same head",
+                 color=MUTED)
         draw_scale(figure, (side + cell * m + 30, TOP + heads), scale)
         headline(figure, title, unit)
 
@@ -97,7 +99,7 @@ def plot_heads(weights: np.ndarray, rows: Sequence[str], columns: Sequence[str],
 @dataclass(frozen=True)
 class WordPanel:
     """What a word's picture shows of one sentence."""
-    text: str
+    text: str                                # stands in quotes
     heads: np.ndarray                        # (L,H) weights
     heads_of: str                            # what they are: 'novel' looks at 'idea'
     words: Sequence[tuple[str, float]]       # what the word looks at, strongest first

@@ -45,6 +45,11 @@ def cross_weights(attention: CrossAttention, x: Tensor, k: Tensor, mask: Tensor 
     return attention_weights(attention.queries(x), k, mask, scale=attention.scale)
 
 
+def has_attention(model: nn.Module) -> bool:
+    """Whether anything in it looks from one position at another, with weights that can be seen."""
+    return any(isinstance(module, SelfAttention | CrossAttention | Alignment) for module in model.modules())
+
+
 @torch.no_grad()
 def probe(model: nn.Module, batch: Batch) -> Probe:
     """Reads one batch and gives every layer's attention weights and hidden vectors.
@@ -73,7 +78,7 @@ def probe(model: nn.Module, batch: Batch) -> Probe:
                         hooks.callback(block.register_forward_hook(lambda _, __, x: seen.hidden.append(x)).remove)
                 case FusedSelfAttention():
                     raise RequestError("this model was put together for inference; probe the plain one, m.bundle.model", "unsupported")
-        if not (aligned or any(isinstance(module, SelfAttention | CrossAttention) for module in model.modules())):
+        if not has_attention(model):
             raise RequestError("this model has no attention: nothing in it looks from one position at another; look at its hidden vectors "
                                "(model.hidden) or at what it expects next (m.next_tokens, `hanok next`)", "unsupported")
         hidden = model.hidden(batch)                                                  # type: ignore[operator]

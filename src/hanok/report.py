@@ -31,7 +31,6 @@ FONTS = ("Inter", "Noto Sans", "Helvetica Neue", "Segoe UI", "DejaVu Sans",
 
 
 # ---- numbers in words
-
 def count(n: float) -> str:
     """134_515_008 -> 134.5M."""
     return _scaled(n, 1000, ("", "K", "M", "B", "T"))
@@ -68,7 +67,6 @@ def rate(per_second: float, unit: str) -> str:
 
 
 # ---- tables
-
 def table(headers: Sequence[str], rows: Sequence[Sequence[Any]], *, align: str = "") -> str:
     """Plain text for a monospaced screen. `align` has a letter a column (l, r, c); without it numbers stand right and text left.
 
@@ -110,9 +108,7 @@ def _columns(headers: Sequence[str], rows: Sequence[Sequence[Any]], align: str, 
 
 
 def _cell(value: Any) -> str:
-    if value is None:
-        return ""
-    return f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).splitlines())
+    return "" if value is None else f"{value:.3f}" if isinstance(value, float) else " ".join(str(value).splitlines())
 
 
 def _pad(text: str, width: int, letter: str) -> str:
@@ -127,7 +123,6 @@ def _width(text: str) -> int:
 
 
 # ---- the card of a bundle
-
 def card(*, title: str, family: str, sizes: Mapping[str, Any], metrics: Mapping[str, Any], lineage: Mapping[str, Any], usage: Sequence[str],
          licence: str, plot: str | None = None) -> str:
     """The README.md of a bundle: what it is, how it was made, its numbers, how to run it, what it is not.
@@ -196,7 +191,6 @@ def _plain(value: Any) -> str:
 
 
 # ---- progress
-
 class Progress:
     """Long work on standard error: a bar where a person looks at it, else a plain line now and then, so that logs stay readable.
 
@@ -296,7 +290,6 @@ class Progress:
 
 
 # ---- plots
-
 def plot_loss(rows: Sequence[Mapping[str, Any]], out: Path | str, *, title: str, bits_per_byte: bool = False) -> None:
     """The training curve as a PNG of 1200 x 700: loss thin and smoothed, validation as points, over steps and tokens.
 
@@ -366,9 +359,16 @@ def plot_bars(names: Sequence[str], values: Sequence[float], out: Path | str, *,
         headline(figure, title, unit)
 
 
+def check_picture(out: Path | str) -> None:
+    """DataError for a name that promises no PNG: what another program wrote there is not replaced by one."""
+    if Path(out).suffix.lower() != ".png":
+        raise DataError(f"{out}: pictures are PNG files; give a name that ends in .png")
+
+
 @contextmanager
 def picture(out: Path | str, width: int, height: int) -> Iterator[Any]:
     """A Figure of so many pixels, written as a PNG when the block ends. Characters that no installed font has are told in the log."""
+    check_picture(out)
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure

@@ -115,7 +115,7 @@ def test_what_a_bundle_lacks_is_not_written(tmp_path):
     for name in ("generation.json", "manifest.json", "README.md"):
         (out / name).unlink()
     assert load_bundle(out).generation == Generation() and load_bundle(out).manifest == {}
-    with pytest.raises(ConfigError, match="there has no tokenizer.json, and text is asked for; import it again from a folder that has one"):
+    with pytest.raises(ConfigError, match="there has no tokenizer.json.*; `hanok import there NEW --tokenizer FILE` gives it one"):
         check_tokenizer(loaded, "there")
 
 

@@ -24,6 +24,7 @@ from hanok.models import catalog
 from hanok.models.gpt import GPTConfig
 from hanok.models.llama import LlamaConfig, RopeScaling
 from hanok.models.mistral import MistralConfig
+from hanok.text.tokenizer import train
 from tiny import CONFIG, bundle, prose, tokenizer
 from zoo import BY_NAME
 
@@ -178,12 +179,12 @@ def test_linear_scaling_goes_out_as_metadata(tmp_path):
 
 def test_a_mistral_goes_out_to_its_window(tmp_path):
     family, config = CASES["mistral"]
-    lost = export_gguf(bundle(config, family), tmp_path / "x.gguf")
+    lost = export_gguf(bundle(config, family, stop_ids=(0,)), tmp_path / "x.gguf")
     assert lost == ["llama.cpp ignores a Mistral's window: the file's context is 5 tokens, not 64"]
     told = metadata(tmp_path / "x.gguf")
     assert told["general.architecture"] == "llama" and told["llama.context_length"] == told["llama.attention.sliding_window"] == 5
     for config in (MistralConfig(ROWS, 32, 1, 4, 2, 64, 64), MistralConfig(ROWS, 32, 1, 4, 2, 64, 64, window=64)):
-        made = bundle(config, "mistral")
+        made = bundle(config, "mistral", stop_ids=(0,))
         assert losses(made, writable(made.family, config)) == []
 
 
@@ -200,6 +201,15 @@ def test_stop_ids_without_a_place_are_told(tmp_path):
     words = tokenizer()
     assert lost == [f"GGUF has a place for three special tokens that end an answer; {words.token(7)!r}, {words.token(9)!r} will not"]
     assert import_gguf(tmp_path / "x.gguf").generation.stop_ids == (0,)
+
+
+def test_that_an_answer_will_end_where_it_did_not_is_told(tmp_path):
+    """A file that names no end would be worse: llama.cpp then ends at token 11."""
+    [told] = export_gguf(bundle(), tmp_path / "x.gguf")
+    assert told == "no special token ends this model's answers, but llama.cpp always has one that does: here '<|endoftext|>', as the file names it"
+    assert import_gguf(tmp_path / "x.gguf").generation.stop_ids == (0,)
+    [told] = export_gguf(bundle(words=train("bpe", [prose(400)], 300, specials=[])), tmp_path / "y.gguf")
+    assert told.endswith("always has one that does: one of its own choice") and import_gguf(tmp_path / "y.gguf").generation.stop_ids == ()
 
 
 def test_a_model_without_words_is_written_still(tmp_path):

@@ -15,6 +15,7 @@ from hanok.bundle.nanogpt import import_nanogpt
 from hanok.contracts import Batch
 from hanok.disk import sha256
 from hanok.errors import ConfigError, HanokError, TokenizerError, WeightsError
+from hanok.text.tokenizer import train
 from tiny import WORDS, tokenizer
 
 ARGS = {"n_layer": 2, "n_head": 4, "n_embd": 32, "block_size": 16, "bias": False, "vocab_size": 304, "dropout": 0.1}
@@ -175,9 +176,7 @@ def test_other_pickles_are_refused(tmp_path, data):
 
 def test_what_is_no_archive_of_torch_is_refused_unread(tmp_path):
     torch.save(made()[1], tmp_path / "old.pt", _use_new_zipfile_serialization=False)
-    (tmp_path / "empty.pt").touch()
-    for name in ("old.pt", "empty.pt"):
-        assert "is a pickle, which can run code when it is read; convert it to safetensors" in refused(tmp_path / name)
+    assert "is a pickle, which can run code when it is read; convert it to safetensors" in refused(tmp_path / "old.pt")
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.99])
@@ -209,7 +208,24 @@ def test_what_would_not_compute_the_same_is_refused(tmp_path, change, error, tol
     assert told in str(raised.value) and "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize("suffix", ["pt", "pth", "ckpt"])
+def test_an_empty_file_is_no_pickle(suffix, tmp_path):
+    (tmp_path / f"x.{suffix}").write_bytes(b"")
+    with pytest.raises(WeightsError, match=rf"x\.{suffix} is empty; fetch it again$"):
+        load_any(tmp_path / f"x.{suffix}")
+
+
+def test_a_model_of_characters_gets_the_characters_of_its_text(tmp_path):
+    """nanoGPT's prepare.py numbers them as sorted(set(text)) and saves no more rows than that."""
+    text = "First Citizen:\nBefore we proceed any further, hear me speak.\r\n\tnaïve 한옥 🏠"
+    characters = sorted(set(text))
+    made_up = saved(tmp_path / "ckpt.pt", made(vocab_size=len(characters))[1])
+    loaded = load_any(made_up, train("characters", [text], 8192))
+    assert loaded.config.vocab_size == loaded.tokenizer.vocab_size == len(characters)
+    assert loaded.tokenizer.encode(text) == [characters.index(character) for character in text] and loaded.generation.stop_ids == ()
+
+
 def test_a_table_of_characters_that_is_a_pickle_is_refused(tmp_path):
     (tmp_path / "meta.pkl").write_bytes(b"\x80\x04.")
-    with pytest.raises(TokenizerError, match=r"meta\.pkl is a pickle, which can run code and is not opened.*--tokenizer"):
+    with pytest.raises(TokenizerError, match=r"meta\.pkl is a pickle, which can run code.*hanok tokenizer train input.txt --kind characters"):
         read_tokenizer(tmp_path / "meta.pkl")

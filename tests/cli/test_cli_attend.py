@@ -8,6 +8,7 @@ from conftest import CONTEXT, Shell
 
 from hanok.bundle.bundle import save_bundle
 from hanok.cli.main import build_app
+from hanok.models.bahdanau import BahdanauConfig
 from hanok.models.bert import BertConfig
 from hanok.models.rnn import RNNConfig
 from hanok.models.t5 import T5Config
@@ -22,8 +23,10 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an encoder, an encoder-decoder and a model without attention."""
     folder = tmp_path_factory.mktemp("bundles")
     save_bundle(bundle(BertConfig(200, 32, 2, 4, 64, 24), "bert", words=tokenizer("wordpiece", 200), add_special=True), folder / "bert")
-    save_bundle(bundle(T5Config(400, 32, 2, 2, 4, 8, 64, max_seq_len=40, tie_embeddings=False, scale_head=False), "t5",
+    save_bundle(bundle(T5Config(400, 32, 2, 2, 4, 8, 64, max_seq_len=200, tie_embeddings=False, scale_head=False), "t5",
                        words=tokenizer("unigram", 400), start_ids=(3,), add_special=True), folder / "t5")
+    save_bundle(bundle(BahdanauConfig(400, 32, 24, 40, 1, 40), "bahdanau", words=tokenizer("unigram", 400), start_ids=(0,), add_special=True),
+                folder / "bahdanau")
     save_bundle(bundle(RNNConfig(300, 32, 2, 64), "lstm"), folder / "lstm")
     return folder
 
@@ -69,7 +72,8 @@ def test_a_word_is_followed_through_two_sentences(shell: Shell, bundles: Path):
 def test_what_to_type_next_can_be_typed(shell: Shell, bundles: Path, model: Path, docs):
     app = build_app()
     ends = [shell("attend", bundles / "bert", "--text", ONE), shell("attend", model, "--text", ONE, "--word", "house"),
-            shell("next", model, "--prompt", "The")]
+            shell("next", model, "--prompt", "The"), shell("next", bundles / "lstm", "--prompt", "The")]
+    assert "attend" in ends[2].err and "attend" not in ends[3].err               # it would be refused
     assert not [line for ended in ends for line in ended.next_commands() if docs.fault(app, line) is not None]
 
 
@@ -90,6 +94,58 @@ def test_an_answer_looks_at_its_source(shell: Shell, bundles: Path):
     given = shell("attend", bundles / "t5", "--text", "the roof", "--source", ONE, "--word", "roof", "--out", "roof.png", "--json").json()
     assert {look["word"] for look in given["sentences"][0]["looks_at"]} == set(ONE.split()) and given["picture"] == "roof.png"
     assert (shell.cwd / "roof.png").exists()
+
+
+def test_a_word_of_the_source_shows_who_looks_at_it(shell: Shell, bundles: Path):
+    for name, whose in (("t5", "mean of 8 heads"), ("bahdanau", "the only head")):
+        ended = shell("attend", bundles / name, "--text", ONE, "--word", "house", "--out", f"{name}.png")
+        assert ended.status == 0 and (shell.cwd / f"{name}.png").read_bytes().startswith(PNG)
+        assert ended.out.startswith(f'"{ONE}" → "') and f"'house' is looked at by  weight  {whose}" in ended.out
+        assert ended.out.endswith("There is no other sentence to compare it with; --text gives one more.\n") and "1 heads" not in ended.out
+        [sentence] = shell("attend", bundles / name, "--text", ONE, "--word", "house", "--json").json()["sentences"]
+        assert sentence["looked_at_by"] and sentence["link"]["at"] == "house" and sentence["source"] == ONE
+    one = shell("attend", bundles / "bahdanau", "--text", ONE, "--layer", 1, "--out", "a.png")
+    assert "(layer 1's only head; special tokens left out)" in one.out and one.out.startswith(f'"{ONE}" → "')
+    assert "'book' is neither a word of the source (the, house, stands, on, a, stone) nor of the answer (" in shell.refused(
+        "attend", bundles / "t5", "--text", ONE, "--word", "book")
+
+
+def test_each_side_of_an_encoder_decoder(shell: Shell, bundles: Path):
+    how = ("attend", bundles / "t5", "--text", ONE, "--json")
+    source = shell(*how, "--side", "source").json()
+    assert source["words"] == source["looked_at"] == [*ONE.split(), "</s>"]
+    answer = shell(*how, "--side", "answer", "--max-new-tokens", 5).json()
+    assert answer["words"] == answer["looked_at"] and len(answer["tokens"]) == 6
+    assert shell(*how, "--side", "cross", "--max-new-tokens", 5).json() == shell(*how, "--max-new-tokens", 5).json()
+    meant = shell("attend", bundles / "t5", "--text", ONE, "--side", "source", "--word", "stone", "--meaning", "roof", "--out", "stone.png")
+    assert meant.status == 0 and "ends with a cosine of 'roof'" in meant.out
+    assert "has no attention of its own" in shell.refused("attend", bundles / "bahdanau", "--text", ONE, "--side", "source")
+
+
+def test_an_answer_that_is_too_long_to_draw_is_told_as_such(shell: Shell, bundles: Path):
+    how = ("attend", bundles / "t5", "--out", "a.png")
+    assert "the answer has 72 words, and a picture shows 64; let fewer tokens be written" in shell.refused(*how, "--source", ONE, "--text", "a " * 70)
+    assert "the source has 72 words" in shell.refused(*how, "--text", "a " * 70, "--max-new-tokens", 3)
+
+
+def test_what_sees_only_itself_says_so(shell: Shell, model: Path, bundles: Path):
+    ended = shell("attend", model, "--text", "The red house")
+    assert ended.out.splitlines()[2].split() == ["The", "only", "itself"] and "0.0%" not in ended.out
+    first, second = (shell("attend", model, "--text", "The red house", "--word", word, "--out", "w.png") for word in ("The", "red"))
+    assert "'The' stands first: it sees only itself\n" in first.out and "rests what it has no use for" not in first.out
+    for ended, seen in ((first, ["The"]), (second, ["The", "red"])):
+        lines = ended.out.splitlines()
+        assert sorted(line.split()[0] for line in lines[3:3 + len(seen)]) == seen and lines[3 + len(seen)].startswith("heads in which")
+    answer = shell("attend", bundles / "t5", "--source", ONE, "--text", "the roof", "--side", "answer", "--word", "the")
+    assert "'the' stands first: it sees only itself and special tokens" in answer.out
+
+
+def test_only_pngs_are_written(shell: Shell, model: Path):
+    for name in ("notes.txt", "a.pdf"):
+        (shell.cwd / name).write_text("mine")
+        for how in (("attend", model, "--text", ONE), ("attend", model, "--text", ONE, "--word", "house"), ("next", model, "--prompt", "The")):
+            assert shell.refused(*how, "--out", name).endswith(f"{name}: pictures are PNG files; give a name that ends in .png")
+    assert "there is no such bundle" not in shell.refused("attend", "nothing", "--text", ONE, "--out", "a.pdf")
 
 
 @pytest.mark.parametrize("given", ["돌", "a", "한옥은 🏠 돌 위에", "--x", "🏠"])
@@ -129,5 +185,5 @@ def test_models_and_pictures_that_cannot_be(shell: Shell, bundles: Path, model: 
     assert "leave meanings out" in shell.refused("attend", bundles / "t5", "--text", ONE, "--word", "the", "--meaning", "x", "--source", OTHER)
     assert "there is no such bundle" in shell.refused("attend", "nothing", "--text", ONE)
     assert f"the model's context {CONTEXT}" in shell.refused("attend", model, "--text", "The red house. " * 40)
-    (shell.cwd / "folder").mkdir()
-    assert "folder" in shell.refused("attend", bundles / "bert", "--text", ONE, "--out", "folder")
+    (shell.cwd / "folder.png").mkdir()
+    assert "folder.png: this is a folder" in shell.refused("attend", bundles / "bert", "--text", ONE, "--out", "folder.png")

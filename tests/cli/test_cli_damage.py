@@ -79,7 +79,10 @@ def test_a_bundle_without_a_tokenizer_or_template_says_what_it_cannot(shell: She
     (copy / "tokenizer.json").unlink()
     for arguments in (("generate", copy, "--prompt", "The"), ("score", copy, "--text", text)):
         assert "has no tokenizer.json, and text is asked for" in shell.refused(*arguments)
+        assert f"`hanok import {copy} NEW --tokenizer FILE` gives it one" in shell.refused(*arguments)
     assert shell("show", copy, "--json").json()["tokenizer"] is None
+    shown = shell("show", copy)
+    assert "tokenizer: none, so it cannot read text" in shown.out and shown.next_commands() == [f"hanok import {copy} NEW --tokenizer FILE"]
 
 
 @pytest.mark.parametrize("template", [

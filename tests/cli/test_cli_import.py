@@ -107,6 +107,17 @@ def test_a_pickle_that_holds_code_is_refused_and_never_run(shell: Shell, checkpo
     assert not (tmp_path / "it ran").exists()
 
 
+def test_characters_become_a_tokenizer_that_a_model_of_them_takes(shell: Shell, text: Path, checkpoint: Path):
+    ended = shell("tokenizer", "train", text, "--kind", "characters", "--out", "letters")
+    n = len(set(text.read_text()))
+    assert ended.status == 0 and ended.lines[0] == f"characters tokenizer of {n} tokens in letters: 1.00 bytes a token on its own text"
+    assert ended.next_commands()[1] == "hanok import ckpt.pt NEW --tokenizer letters"
+    assert shell("import", checkpoint, "new", "--tokenizer", "letters").status == 0
+    assert "tokenizer: characters" in shell("show", "new").out
+    assert shell("generate", "new", "--prompt", "The red", "--max-new-tokens", 2).status == 0
+    assert "got '한' at character 4, which this tokenizer does not know" in shell.refused("generate", "new", "--prompt", "The 한옥")
+
+
 def test_a_table_of_characters_is_refused_by_name(shell: Shell, checkpoint: Path):
     (shell.cwd / "meta.pkl").write_bytes(b"\x80\x04.")
     assert "meta.pkl is a pickle, which can run code and is not opened" in shell.refused("import", checkpoint, "new", "--tokenizer", "meta.pkl")

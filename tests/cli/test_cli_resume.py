@@ -30,7 +30,7 @@ def whole(home: Path, env: dict[str, str], text: Path, nursery) -> Path:
 def run(whole: Path, shell: Shell, text: Path) -> Path:
     """A run of its own that was interrupted at its newest checkpoint but one: what is behind it is taken away."""
     out = Path(shutil.copytree(whole, shell.cwd / "run"))
-    for path in [path for path in out.iterdir() if path.name not in ("checkpoints", "metrics.csv", "recipe.toml")]:
+    for path in [path for path in out.iterdir() if path.name not in ("checkpoints", "metrics.csv", "recipe.toml", "tokenizer.json")]:
         path.unlink()
     shutil.rmtree(sorted((out / "checkpoints").iterdir())[-1])
     return out
@@ -156,7 +156,8 @@ def test_another_architecture_is_told_by_its_first_difference(run: Path, shell: 
 def test_another_tokenizer_is_told(run: Path, shell: Shell):
     before = tree(run)
     told = shell("pretrain", "--resume", "run", "--force", "--quiet", "--set", "tokenizer.vocab_size=290").refused()
-    assert "the tokenizer of the recipe is not the one that the checkpoint was made with" in told and tree(run) == before
+    assert "the tokenizer of the recipe is not the one that the checkpoint was made with (tokenizer.vocab_size " in told and "-> 290), " in told
+    assert told.endswith("put it back, or begin a new run") and tree(run) == before
 
 
 @pytest.fixture
@@ -213,6 +214,8 @@ def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(shell: Shell, text:
 def test_a_damaged_checkpoint_is_named(run: Path, shell: Shell):
     newest = sorted((run / "checkpoints").iterdir())[-1]
     (newest / "model.safetensors").write_bytes((newest / "model.safetensors").read_bytes()[:-9])
-    assert f"run/checkpoints/{newest.name}/model.safetensors is cut short" in shell("pretrain", "--resume", "run", "--quiet").refused()
+    told = shell("pretrain", "--resume", "run", "--quiet").refused()
+    assert f"run/checkpoints/{newest.name}/model.safetensors is cut short" in told and "no checkpoint of run is whole: bring one back" in told
+    assert "fetch it again" not in told
     shutil.rmtree(newest)
     assert "going on from step 0" in shell("pretrain", "--resume", "run").err

@@ -5,6 +5,7 @@ import itertools
 import json
 import tempfile
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -184,6 +185,10 @@ def test_documents_never_leak_into_each_other(document_lengths, seq_len):
 
     with line(*document_lengths) as corpus:
         for batch in itertools.islice(Loader(corpus, seq_len=seq_len, batch_size=3, objective=look), 20):
+            known = seen[-1].document_ids[:, :-1]
+            assert (batch.document_ids is not None) == (batch.positions is not None) == bool((known != known[:, :1]).any()), "only where they matter"
+            if batch.document_ids is None:
+                batch = replace(batch, document_ids=known, positions=torch.arange(seq_len).expand_as(known))
             ends = [length - 1 for length in seen[-1].lengths or [seq_len + 1] * 3]                 # an epoch's first and last window may be short
             for ids, targets, numbers, positions, end in zip(*(value.tolist() for value in (batch.token_ids, batch.targets, batch.document_ids,
                                                                                             batch.positions)), ends):

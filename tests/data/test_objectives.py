@@ -1,12 +1,15 @@
 """What each position is asked, written out token by token."""
 from __future__ import annotations
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hanok.contracts import IGNORE_INDEX
-from hanok.data.objectives import Rows, causal
+from hanok.contracts import IGNORE_INDEX, Batch
+from hanok.data.objectives import Rows, causal, masked
+from hanok.nn.masks import Causal, Documents, frame_of, span_of
+from hanok.nn.position import Position
 
 
 def test_plain_packing_asks_for_the_next_token():
@@ -34,8 +37,23 @@ def test_no_target_crosses_a_boundary(lengths, n_positions):
     documents = torch.tensor(rows)
     ids = torch.arange(documents.numel()).reshape(documents.shape)
     batch = causal(Rows(ids, documents))
+    crosses = any(row[0] != row[n_positions - 1] for row in rows)
+    assert (batch.document_ids is not None) == (batch.positions is not None) == crosses
     for b, row in enumerate(rows):
         for t in range(n_positions):
             assert batch.targets[b, t] == (ids[b, t + 1] if row[t] == row[t + 1] else IGNORE_INDEX)
-            assert batch.positions[b, t] == t - row.index(row[t])
-    assert torch.equal(batch.document_ids, documents[:, :-1])
+            assert not crosses or batch.positions[b, t] == t - row.index(row[t])
+    assert not crosses or torch.equal(batch.document_ids, documents[:, :-1])
+
+
+def test_a_batch_without_borders_keeps_the_fast_kernel():
+    """The next document's first token, which nobody is asked for, is no border; nor are other rows' documents."""
+    position, span = Position(), span_of(Batch(torch.zeros(2, 4, dtype=torch.long)))
+    ids, documents = torch.arange(10).reshape(2, 5), torch.tensor([[0] * 5, [1] * 4 + [2]])
+    batch = causal(Rows(ids, documents))
+    assert batch.document_ids is None and batch.positions is None and batch.targets[1].tolist() == [6, 7, 8, IGNORE_INDEX]
+    rules = (Causal(), *([Documents(batch.document_ids)] if batch.document_ids is not None else []))
+    assert frame_of(position, span, rules).is_causal
+    keys = ((0, 0, 0), (0, 0, 5))
+    hidden = masked(Rows(ids, torch.tensor([[0] * 5, [1] * 5]), keys), mask_id=11, ordinary=np.arange(12) < 10, around=(10, 11))
+    assert hidden.document_ids is None and hidden.positions is None and hidden.keep is None

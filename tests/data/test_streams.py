@@ -90,6 +90,34 @@ def test_streams_resume_and_are_dealt_to_ranks(document_lengths, seq_len, batch_
 
 
 @settings(max_examples=30, deadline=None)
+@given(lengths, st.integers(1, 9), st.integers(1, 2), st.integers(1, 2), st.integers(1, 3))
+def test_parts_of_a_step_are_its_rows(document_lengths, seq_len, batch_size, n_ranks, n_parts):
+    """However an update is split, its streams are the same, and a part goes on from itself one step ago."""
+    if sum(document_lengths) <= batch_size * n_ranks * n_parts:
+        return
+    with line(*document_lengths) as corpus:
+        whole = Streams(corpus, seq_len=seq_len, batch_size=batch_size * n_ranks * n_parts, seed=1)
+        ranks = [Streams(corpus, seq_len=seq_len, batch_size=batch_size, seed=1, n_parts=n_parts, rank=rank, n_ranks=n_ranks)
+                 for rank in range(n_ranks)]
+        for _ in range(2 * whole.n_steps + 1):
+            one, n = next(whole), batch_size * n_ranks
+            for part in range(n_parts):
+                for rank, streams in enumerate(ranks):
+                    batch = next(streams)
+                    for name in ("token_ids", "targets", "document_ids", "positions"):
+                        assert torch.equal(getattr(batch, name), getattr(one, name)[part * n:(part + 1) * n][rank::n_ranks])
+            assert all(streams.state() == whole.state() for streams in ranks)
+        state = ranks[0].state()
+        next(ranks[0])
+        again = Streams(corpus, seq_len=seq_len, batch_size=batch_size, seed=1, n_parts=n_parts, n_ranks=n_ranks)
+        again.restore(ranks[0].state())
+        assert torch.equal(next(again).token_ids, next(ranks[0]).token_ids)
+        if n_parts > 1:
+            with pytest.raises(ConfigError, match="is at part 1 of a step, this loader has 1; resume with the train.grad_accum_steps"):
+                whole.restore({**state, "part": 1})
+
+
+@settings(max_examples=30, deadline=None)
 @given(lengths, st.integers(1, 9), st.integers(1, 5), st.one_of(st.none(), st.integers(1, 60)))
 def test_windows_of_streams_ask_for_each_token_once(document_lengths, seq_len, batch_size, max_tokens):
     starts = {0, *itertools.accumulate(document_lengths)}

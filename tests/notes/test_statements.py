@@ -19,7 +19,8 @@ from hanok.nn.attention import SelfAttention, attend, attention_weights
 from hanok.nn.layers import MLP
 from hanok.nn.masks import Causal, frame_of, span_of
 from hanok.nn.position import Position
-from zoo import BY_NAME, D, H, V
+from hanok.nn.recurrent import GRUCell, LSTMCell
+from zoo import BY_NAME, D, H, L, V
 
 T = 7
 
@@ -151,6 +152,36 @@ def test_bert_is_an_encoder_t5_both_and_gpt_a_decoder():
         built = catalog.family("gpt").build(replace(BY_NAME["gpt-relu"].config, activation=name))
         block = built.stack.blocks[0]
         assert block.cross is None and isinstance(block.ffn.activation, nn.ReLU if name == "relu" else nn.GELU)
+
+
+def test_a_transformer_has_feed_forward_nets_of_two_layers_and_no_recurrence():
+    for name in ("transformer", "gpt-relu"):
+        model = BY_NAME[name].build()
+        assert not [module for module in model.modules() if isinstance(module, nn.RNNBase | GRUCell | LSTMCell)]
+        nets = [module for module in model.modules() if isinstance(module, MLP)]
+        assert nets and all([type(part) for part in net.children()] == [nn.Linear, nn.Linear, nn.ReLU] for net in nets)
+
+
+def test_queries_keys_and_values_come_from_meaning_and_place():
+    """The same word at two places asks, answers and says different things; two words at one place do too."""
+    model = BY_NAME["gpt2"].build()
+    attention = model.stack.blocks[0].attention
+    x = model.embed(torch.tensor([[5, 5, 7]]), torch.arange(3)[None])
+    for vectors in (attention.queries(x), *attention.keys_values(x)):                 # (1,H,T,K)
+        assert not torch.allclose(vectors[:, :, 0], vectors[:, :, 1], atol=1e-3)
+    other = model.embed(torch.tensor([[6, 5, 7]]), torch.arange(3)[None])
+    assert not torch.allclose(attention.queries(x)[:, :, 0], attention.queries(other)[:, :, 0], atol=1e-3)
+
+
+def test_a_convolution_sees_as_far_as_its_layers_reach():
+    """Each layer adds kernel_size - 1 tokens: a hierarchy, and nothing behind it."""
+    model = BY_NAME["cnn"].build()
+    reach = L * (BY_NAME["cnn"].config.kernel_size - 1)
+    ids = torch.randint(V, (1, reach + 6))
+    for far, seen in ((reach, True), (reach + 1, False)):
+        changed = ids.clone()
+        changed[0, -1 - far] = (ids[0, -1 - far] + 1) % V
+        assert torch.equal(model.hidden(Batch(ids))[0, -1], model.hidden(Batch(changed))[0, -1]) != seen
 
 
 # ---- recurrent networks

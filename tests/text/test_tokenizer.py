@@ -254,6 +254,7 @@ def test_what_cannot_be_loaded_is_told_in_a_line(tmp_path, name, content, says):
     (("bpee", TEXTS, 300), {}, "did you mean 'bpe'"), (("bpe", TEXTS, 300), {"pre_tokenizer": "qwen"}, "did you mean 'qwen2'"),
     (("bpe", TEXTS, 256), {}, "257 is the least"), (("bpe", [], 300), {}, "no text"), (("bpe", [""], 300), {}, "no text"),
     (("unigram", [], 900), {}, "no text"), (("wordpiece", iter([]), 900), {}, "no text"), (("bpe", "text", 300), {}, "one string"),
+    (("characters", [""], 300), {}, "no text"), (("characters", ["abc"], 2), {}, "3 is the least"),
     (("bpe", ["a", 3], 300), {}, "text 1 to train on: got a int"), (("bpe", ["a"], 300), {"specials": [""]}, "empty string"),
     (("unigram", ["a \ud83d"], 300), {}, "text 0 to train on: .*U\\+D83D at character 2"),
 ])
@@ -263,14 +264,50 @@ def test_what_cannot_be_trained_is_told_in_a_line(arguments, options, says):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram"])
+@pytest.mark.parametrize("kind", ["bpe", "wordpiece", "unigram", "characters"])
 def test_the_least_vocab_size_that_is_told_works(kind):
     with pytest.raises(TokenizerError) as caught:
-        train(kind, TEXTS, 40)
+        train(kind, TEXTS, 30)
     least = int(str(caught.value).split(" is the least")[0].split()[-1])
     assert train(kind, TEXTS, least).vocab_size == least
     with pytest.raises(TokenizerError):
         train(kind, TEXTS, least - 1)
+
+
+@settings(deadline=None)
+@given(TEXT, TEXT)
+def test_characters_are_tokens_and_give_every_text_back(text, other):
+    """Ids are the places in the sorted alphabet; a stream gives each character at once; what is not in the alphabet is refused by name."""
+    alphabet = sorted(set(text + "a"))
+    tokenizer = Tokenizer.from_json(train("characters", [text, "a"], 8192).to_json())
+    ids, offsets = tokenizer.encode_with_offsets(text)
+    assert tokenizer.kind == "characters" and tokenizer.vocab_size == len(alphabet) and not tokenizer.specials
+    assert ids == [alphabet.index(character) for character in text] == tokenizer.encode_batch([text])[0]
+    assert offsets == [(i, i + 1) for i in range(len(text))]
+    stream = tokenizer.stream()
+    assert tokenizer.decode(ids) == text and [stream.push(token_id) for token_id in ids] == list(text)
+    strange = next((i for i, character in enumerate(other) if character not in alphabet), None)
+    for act in (lambda: tokenizer.encode(other), lambda: tokenizer.encode_batch([text, other])):
+        if strange is None:
+            act()
+        else:
+            with pytest.raises(TokenizerError) as caught:
+                act()
+            assert str(caught.value).startswith(f"got {other[strange]!r} at character {strange}, which this tokenizer does not know")
+
+
+def test_special_tokens_stand_behind_the_characters():
+    tokenizer = train("characters", ["a<|endoftext|>"], 20, further=["<|endoftext|>"])
+    n = len(set("a<|endoftext|>"))
+    assert tokenizer.specials == {"<|endoftext|>": n} and tokenizer.vocab_size == n + 1
+    assert tokenizer.decode(tokenizer.encode("<|endoftext|>")) == "<|endoftext|>" and tokenizer.encode("<|endoftext|>", parse_special=True) == [n]
+
+
+def test_a_word_that_a_vocabulary_of_words_does_not_know_is_named():
+    rust = tokenizers.Tokenizer(models.WordLevel({"a": 0, "b": 1}))
+    rust.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(TokenizerError, match="got 'houses' at character 2, which this tokenizer does not know"):
+        Tokenizer(rust).encode("a houses b")
 
 
 def test_specials_of_ones_own():
@@ -289,7 +326,7 @@ TRAIN = """
 import hashlib, sys
 from hanok.text.tokenizer import train
 texts = [line for line in open(sys.argv[1], encoding="utf-8")]
-for kind, size in (("bpe", 500), ("wordpiece", 400), ("unigram", 600)):
+for kind, size in (("bpe", 500), ("wordpiece", 400), ("unigram", 600), ("characters", 600)):
     print(hashlib.sha256(train(kind, texts, size).to_json().encode()).hexdigest())
 """
 
@@ -302,7 +339,7 @@ def test_the_same_text_gives_the_same_file(tmp_path):
     (tmp_path / "text.txt").write_text("\n".join(lines), encoding="utf-8")
     runs = [subprocess.run([sys.executable, "-c", TRAIN, str(tmp_path / "text.txt")], capture_output=True, text=True, check=True).stdout
             for _ in range(3)]
-    assert len(runs[0].split()) == 3 and runs[0] == runs[1] == runs[2]
+    assert len(runs[0].split()) == 4 and runs[0] == runs[1] == runs[2]
 
 
 def test_ids_that_are_not_there():

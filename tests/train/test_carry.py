@@ -97,6 +97,25 @@ def test_a_saved_state_goes_on_to_the_bit(case):
     close(read(carry, DOCUMENTS), read(Carry(model), DOCUMENTS))
 
 
+@everyone
+def test_each_part_of_an_update_has_a_memory_of_its_own(case):
+    """Rows in 3 parts read as rows side by side, and are saved so: a saved state goes on however it is split."""
+    model = case.build()
+    whole, parts = Carry(model), Carry(model, 3)
+    for a, b in CUTS:
+        one = whole.hidden(Batch(IDS[:, a:b], document_ids=DOCUMENTS[:, a:b]))
+        close(torch.cat([parts.hidden(Batch(IDS[row:row + 1, a:b], document_ids=DOCUMENTS[row:row + 1, a:b])) for row in range(3)]), one)
+    assert parts.state().keys() == whole.state().keys()
+    for name, tensor in parts.state().items():
+        close(tensor.float(), whole.state()[name].float())
+    again = Carry(model, 3)
+    again.restore(whole.state())
+    close(torch.cat([again.hidden(Batch(IDS[row:row + 1, :4], document_ids=DOCUMENTS[row:row + 1, -1:].expand(1, 4))) for row in range(3)]),
+          whole.hidden(Batch(IDS[:, :4], document_ids=DOCUMENTS[:, -1:].expand(3, 4))))
+    with pytest.raises(ConfigError, match=r"has 3 rows, which train.grad_accum_steps \(2\) does not divide"):
+        Carry(model, 2).restore(whole.state())
+
+
 def test_what_a_carry_refuses():
     case = RECURRENT[0]
     model = case.build()

@@ -29,7 +29,7 @@ SOURCES = [{"path": "one.txt", "bytes": 5, "sha256": "ab"}, {"path": "zwei/\n.md
 
 
 def run(out: Path) -> Run:
-    return Run.new(out, RECIPE, SOURCES)
+    return Run.new(out, RECIPE, SOURCES, tokenizer())
 
 
 def numbers(path: Path) -> list[dict[str, str]]:
@@ -49,7 +49,7 @@ def test_a_new_run_keeps_its_recipe(tmp_path):
     assert from_dict(Recipe, told) == RECIPE
     assert made.told() == (told, {"one.txt": "ab", "zwei/\n.md": "cd"}, str(Path.cwd()))
     assert (tmp_path / "deep" / "run" / "metrics.csv").read_text() == ",".join(COLUMNS) + "\n"
-    assert names(tmp_path / "deep" / "run") == ["checkpoints", "metrics.csv", "recipe.toml"]
+    assert names(tmp_path / "deep" / "run") == ["checkpoints", "metrics.csv", "recipe.toml", "tokenizer.json"]
 
 
 def test_an_occupied_folder_is_refused_and_not_touched(tmp_path):
@@ -103,7 +103,7 @@ def test_going_back_forgets_what_was_told_since_and_what_was_left_unfinished(tmp
     assert [row["step"] for row in numbers(tmp_path / "run" / "metrics.csv")] == ["1", "2"] == [row["step"] for row in again.rows]
     assert (tmp_path / "run" / "samples.md").read_text() == "".join(
         f"## step {step}\n\n    step {step} says\n    ## step 99\n\n" for step in (1, 2))
-    assert names(tmp_path / "run") == [".mine", "checkpoints", "metrics.csv", "recipe.toml", "samples.md"]
+    assert names(tmp_path / "run") == [".mine", "checkpoints", "metrics.csv", "recipe.toml", "samples.md", "tokenizer.json"]
     assert names(tmp_path / "run" / "checkpoints") == []
     again.record({"step": 3})
     assert [row["step"] for row in numbers(tmp_path / "run" / "metrics.csv")] == ["1", "2", "3"]

@@ -56,6 +56,41 @@ def test_a_failure_falls_back_and_says_so_once(caplog, monkeypatch, tmp_path):
     assert line.startswith("torch.compile failed (") and line.endswith("; training goes on without it") and "\n" not in line
 
 
+class Late(torch.autograd.Function):
+    """What a compiler does that fails where the backward pass is asked for."""
+
+    @staticmethod
+    def forward(context, hidden):
+        return hidden.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        raise RuntimeError("no compiler\nno backward pass")
+
+
+def test_a_backward_pass_that_fails_falls_back_too(caplog):
+    """The update is made once more, with the random numbers that it had drawn."""
+    told = replace(RECIPE, grad_accum_steps=2)
+
+    def made(compiled: bool) -> Trainer:
+        net = model(replace(CONFIG, n_layers=1, dropout=0.3))
+        ids = torch.randint(300, (4, 13), generator=torch.Generator().manual_seed(0))
+        hidden = Compiled(net.hidden) if compiled else net.hidden
+        if compiled:
+            hidden.fast = lambda batch: Late.apply(net.hidden(batch))
+        net.train()
+        torch.manual_seed(5)
+        return Trainer(net, optimizers(net, told), iter([Batch(ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())] * 6), told,
+                       vocab_size=300, hidden=hidden)
+
+    with caplog.at_level(logging.WARNING, "hanok"):
+        numbers = [[(step := one.step()).loss, step.grad_norm] for one in (made(True),) for _ in range(3)]
+    line, = [record.getMessage() for record in caplog.records if record.name == "hanok"]
+    assert line == "torch.compile failed (no compiler); training goes on without it"
+    plain = made(False)
+    assert numbers == [[(step := plain.step()).loss, step.grad_norm] for _ in range(3)]
+
+
 def test_a_mistake_of_the_models_own_comes_through():
     def refuses(batch: Batch) -> torch.Tensor:
         raise RequestError("17 tokens in a row")

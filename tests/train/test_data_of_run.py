@@ -12,13 +12,18 @@ import torch
 from hanok.contracts import IGNORE_INDEX
 from hanok.data.loader import Loader
 from hanok.data.pair_loader import PairLoader
+from hanok.data.pairs import find_pairs
 from hanok.data.streams import Streams
 from hanok.errors import ConfigError, DataError, HanokError, TokenizerError
 from hanok.evaluate.score import byte_lengths, score_batches
 from hanok.models import catalog
 from hanok.nn.loss import token_cross_entropy
 from hanok.train.data_of_run import continues_word, data_of, roles
+from hanok.train.optim import optimizers
+from hanok.train.pretrain import Pretraining, prepare
 from hanok.train.recipe import DataRecipe, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
+from hanok.train.resume import resume
+from hanok.train.trainer import Trainer
 from tiny import prose, tokenizer
 
 SMALL = {"d_model": 32, "n_layers": 1, "n_decoder_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_head": 16, "d_ff": 64}
@@ -48,6 +53,21 @@ def pairs(tmp_path_factory) -> str:
     path = tmp_path_factory.mktemp("pairs") / "pairs.tsv"
     path.write_text("".join(f"{n // 9}\t{' '.join(words)}\t{' '.join(words[::-1])}\n" for n, words in enumerate(WORDS)), encoding="utf-8")
     return str(path)
+
+
+def test_characters_are_those_of_all_text(tmp_path):
+    """A character that only held-out text has would be refused there; documents still end."""
+    for n in range(10):
+        (tmp_path / f"{n}.txt").write_text(f"the house {n}\n" * 20, encoding="utf-8")
+    made = data_of(recipe("llama", str(tmp_path), kind="characters"))
+    assert made.tokenizer.kind == "characters" and list(made.tokenizer.specials) == ["<|endoftext|>"] and len(made.held_out) > 0
+    assert made.config.vocab_size == made.tokenizer.vocab_size == len(set("the house 0123456789\n")) + 1
+    assert made.validation.slice(len(made.validation) - 1, len(made.validation)).tolist() == [made.tokenizer.vocab_size - 1]
+    lines = "".join(f"{letter} one\tone {letter}\n" for letter in "abcdefghij" * 3)
+    (tmp_path / "pairs.tsv").write_text("source\ttarget\n" + lines)
+    paired = data_of(replace(recipe("transformer", str(tmp_path / "pairs.tsv"), kind="characters"),
+                             data=DataRecipe((str(tmp_path / "pairs.tsv"),), validation=0.3, seq_len=24)))
+    assert paired.tokenizer.vocab_size == len(set("abcdefghij one")) + 1
 
 
 def recipe(family: str, source: str, *, kind: str = "bpe", sentinels: int = 8, steps: int = 2, **data) -> Recipe:
@@ -135,7 +155,8 @@ def test_bert_fills_in(kind, whole_words, separate, text):
     batch, words = next(data.loader()), data.tokenizer
     mask = words.id_of("[MASK]")
     assert data.objective == "masked" and (batch.token_ids == mask).any() and mask not in batch.targets
-    assert (batch.document_ids is not None) == separate and batch.token_ids.size(1) == 24
+    several = [one for one in itertools.islice(data.loader(), 40) if one.document_ids is not None]
+    assert bool(several) == separate and len(several) < 40 and batch.token_ids.size(1) == 24
     if kind == "wordpiece":
         assert (batch.token_ids[:, 0] == words.id_of("[CLS]")).all() and data.generation.pad_id == words.id_of("[PAD]")
     before, after = learn(data)
@@ -236,6 +257,62 @@ def test_roles_of_known_tokenizers():
         known = roles(words)
         assert (known.start_id, known.end_id, known.pad_id) == tuple(map(words.id_of, expected))
         assert known.source_end_id == (None if kind == "bpe" else known.end_id)
+
+
+@pytest.mark.parametrize("family", ["lstm", "gru", "gpt2", "bert", "bahdanau"])
+def test_how_an_update_is_split_changes_no_loss(family, text, pairs):
+    """From text to loss: the batches of the loaders, 8 rows at once, 2 x 4 and 8 x 1; validation reads the same windows."""
+    still = {"bert": {"dropout": 0.0, "attention_dropout": 0.0}}.get(family, {"dropout": 0.0})
+
+    def curve(rows: int) -> tuple[list[float], float]:
+        told = recipe(family, pairs if family == "bahdanau" else text, steps=12)
+        told = replace(told, model=replace(told.model, sizes=told.model.sizes | still),
+                       train=replace(told.train, micro_batch_size=rows, grad_accum_steps=8 // rows, learning_rate=1e-2, warmup_steps=2))
+        data = data_of(told)
+        torch.manual_seed(0)
+        model = data.family.build(data.config)
+        made = Trainer(model, optimizers(model, told.train), data.loader(), told.train, vocab_size=data.config.vocab_size,
+                       hidden=data.hidden_of(model))
+        losses = [made.step().loss for _ in range(12)]
+        model.eval()
+        return losses, score_batches(data.reader_of(model), data.windows(), byte_lengths(data.tokenizer)).loss
+
+    (whole, validated), *others = [curve(rows) for rows in (8, 4, 1)]
+    assert whole[-1] < whole[0] - 0.1
+    for losses, other in others:
+        assert losses == pytest.approx(whole, rel=1e-5) and other == pytest.approx(validated, rel=1e-5)
+
+
+def test_a_run_inside_its_folder_of_pairs_is_not_learned_from(pairs, tmp_path):
+    (tmp_path / "pairs.tsv").write_text(Path(pairs).read_text())
+    told = recipe("luong", str(tmp_path), columns=("file", "source", "target"))
+    Pretraining(prepare(told), tmp_path / "run").run()
+    (tmp_path / "run" / "config.json").unlink()
+    resume(tmp_path / "run").run()                                                    # metrics.csv is no new pairs
+    again = data_of(told)
+    assert [Path(source["path"]).name for source in again.sources] == ["pairs.tsv"]
+    (tmp_path / "pairs.tsv").unlink()
+    with pytest.raises(DataError, match="no files of pairs in this folder"):
+        find_pairs([tmp_path])
+    (tmp_path / "a.txt").write_text(prose(300))
+    assert data_of(recipe("luong", str(tmp_path))).objective == "span_corruption"
+
+
+def test_pairs_that_are_too_long_are_told(pairs):
+    said: list[str] = []
+    data = data_of(recipe("transformer", pairs, seq_len=14), said.append)
+    lengths = [length for side in (data.train, data.validation) for length in side.lengths.tolist()]
+    long = sum(source > 14 or target + 1 > 14 for source, target in lengths)
+    assert 0 < long < len(lengths) and said[-1] == (f"left out {long:,} of {len(lengths):,} pairs: their source, or their target with its end, has "
+                                                    "more than data.seq_len = 14 tokens")
+    data_of(recipe("transformer", pairs, seq_len=300), said.append)
+    assert "left out" not in said[-1]
+
+
+def test_documents_are_separate_unless_told_otherwise(text):
+    assert DataRecipe().separate
+    assert any(batch.document_ids is not None for batch in itertools.islice(data_of(recipe("gpt2", text)).loader(), 30))
+    assert all(batch.document_ids is None for batch in itertools.islice(data_of(recipe("gpt2", text, separate=False)).loader(), 30))
 
 
 def test_a_folder_of_pairs_is_known(pairs):

@@ -114,6 +114,15 @@ def test_an_encoder_fills_its_masks_and_leaves_the_rest():
     assert samples.sample(told, "the [MASK] stands", 9) == words.decode([ids[0], guess, *ids[2:]])
 
 
+def test_a_mask_of_another_spelling_is_one():
+    words = train("bpe", [prose(300)], 300, further=["<mask>"])
+    told = bundle(replace(BY_NAME["bert-mlm"].config, vocab_size=words.vocab_size), "bert", words=words)
+    samples.check("the <mask> stands", words, "encoder", 99)
+    assert "<mask>" not in samples.sample(told, "the <mask> stands", 9)
+    with pytest.raises(ConfigError, match="'the house' has no <mask>, which an encoder would fill"):
+        samples.check("the house", words, "encoder", 99)
+
+
 @pytest.mark.parametrize(("prompt", "kind", "told"), [
     ("", "decoder", "train.sample_prompt is empty; give a prompt, or train.sample_every=0"),
     ("the house", "encoder", r"'the house' has no \[MASK\], which an encoder would fill"),

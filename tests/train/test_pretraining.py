@@ -204,7 +204,8 @@ def test_an_interruption_leaves_a_checkpoint_and_no_bundle(prepared, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         made.run(stop)
     out = tmp_path / "run"
-    assert not is_bundle(out) and sorted(path.name for path in out.iterdir()) == ["checkpoints", "metrics.csv", "recipe.toml"]
+    assert not is_bundle(out) and sorted(path.name for path in out.iterdir()) == [
+        "checkpoints", "metrics.csv", "recipe.toml", "tokenizer.json"]
     (checkpoint,) = (out / "checkpoints").iterdir()
     assert checkpoint.name == "step-00000003" and json.loads((checkpoint / "state.json").read_text())["step"] == 3
     saved = read_safetensors(checkpoint / "model.safetensors")
@@ -296,8 +297,10 @@ def test_an_occupied_folder_is_refused_before_anything_is_read(prepared, tmp_pat
     ("data", {"seq_len": 100_000}, "the corpus has"),
 ])
 def test_bad_input_is_refused_before_anything_is_written(recipe, tmp_path, part, change, told):
-    changed = replace(recipe, **{part: replace(getattr(recipe, part), **change)})
-    assert told in refused(HanokError, lambda: Pretraining(prepare(changed), tmp_path / "run"))
+    def begin() -> None:
+        Pretraining(prepare(replace(recipe, **{part: replace(getattr(recipe, part), **change)})), tmp_path / "run")
+
+    assert told in refused(HanokError, begin)
     assert not list(tmp_path.iterdir())
 
 

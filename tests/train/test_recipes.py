@@ -10,7 +10,7 @@ import pytest
 
 from hanok.bundle.bundle import empty_model, load_bundle
 from hanok.cli.pretrain import make_recipe
-from hanok.config import from_dict, to_dict
+from hanok.config import from_dict, to_dict, toml
 from hanok.errors import ConfigError
 from hanok.models import catalog
 from hanok.train.pretrain import Pretraining, prepare
@@ -97,6 +97,17 @@ def test_options_override_the_file_and_settings_override_options(tmp_path: Path)
     assert (over.model.family, over.model.preset, over.data.sources, over.data.encoding) == ("llama", "tiny", ("b.txt",), "utf-8")
     assert over.train == TrainRecipe(steps=9, seed=4)
     assert make_recipe([Path("b")], None, None, None, None, None, None, []) == replace(Recipe(), data=replace(Recipe().data, sources=("b",)))
+
+
+def test_sizes_from_the_command_line_are_numbers():
+    made = make_recipe(None, None, "gpt2", None, None, None, None, ["model.sizes.d_model=32", "model.sizes.dropout=0", "model.sizes.activation=relu"])
+    assert made.model.sizes == {"d_model": 32, "dropout": 0.0, "activation": "relu"} and isinstance(made.model.sizes["dropout"], float)
+    assert "d_model = 32" in toml(to_dict(made)).splitlines()
+    for setting, told in (("d_model=wide", "gpt2's model.sizes.d_model: got 'wide', expected a whole number"),
+                          ("n_kv_heads=2", "gpt2's model.sizes: unknown setting 'n_kv_heads'; did you mean 'n_heads'?")):
+        with pytest.raises(ConfigError) as error:
+            make_recipe(None, None, "gpt2", None, None, None, None, [f"model.sizes.{setting}"])
+        assert str(error.value) == told
 
 
 @pytest.mark.parametrize(("content", "told"), [

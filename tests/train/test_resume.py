@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +17,16 @@ from hanok.bundle.bundle import is_bundle
 from hanok.bundle.weights import read_safetensors
 from hanok.contracts import Batch
 from hanok.errors import ConfigError, DataError
+from hanok.text.tokenizer import Tokenizer
+from hanok.train import checkpoint, data_of_run
+from hanok.train.checkpoint import Run
 from hanok.train.pretrain import MOST_ROLLBACKS, Prepared, Pretraining, prepare
 from hanok.train.recipe import DataRecipe, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
 from hanok.train.resume import differences, resume
 from hanok.train.runs import Batches, Signals, Terminated
 from hanok.train.trainer import DivergedError
 from tiny import prose
+from tiny import tokenizer as words
 
 TRAIN = TrainRecipe(steps=14, micro_batch_size=4, learning_rate=1e-2, warmup_steps=4, eval_every=6, eval_tokens=300, checkpoint_every=5, seed=3)
 SIZES = {"d_model": 32, "n_layers": 1, "dropout": 0.1}
@@ -118,6 +123,61 @@ def test_what_a_recurrent_model_carries_is_in_the_checkpoint(text, tmp_path):
     assert {name for name in tensors if name.startswith("carry/")} == {"carry/cells/0", "carry/cells/1", "carry/documents"}
 
 
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over_for_an_older_one(name, prepared, tmp_path):
+    Pretraining(prepared, tmp_path / "whole").run()
+    with pytest.raises(KeyboardInterrupt):
+        Pretraining(prepared, tmp_path / "run").run(stop_at(12))
+    file = tmp_path / "run" / "checkpoints" / "step-00000012" / name
+    file.write_bytes(file.read_bytes()[:-9])
+    told: list[str] = []
+    again = resume(tmp_path / "run", say=told.append)
+    line = next(line for line in told if str(file) in line)
+    assert line.endswith("; going back to step-00000010") and "fetch it again" not in line and again.trainer.n_steps == 10
+    assert not file.parent.exists(), "or the run could not write it when it comes there again"
+    again.run()
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole") and numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        (path / "model.safetensors").write_bytes(b"")
+    (tmp_path / "run" / "config.json").unlink()
+    with pytest.raises(DataError, match="no checkpoint of .* is whole: bring one back, or remove them all"):
+        resume(tmp_path / "run")
+
+
+def test_a_run_keeps_its_tokenizer_from_the_beginning(prepared, tmp_path, monkeypatch):
+    out, mine = tmp_path / "run", tmp_path / "run" / "tokenizer.json"
+    with pytest.raises(KeyboardInterrupt):
+        Pretraining(prepared, out).run(stop_at(3))
+    whole = mine.read_bytes()
+    assert Tokenizer.load(out).to_json() == prepared.tokenizer.to_json()
+    with pytest.raises(ConfigError, match=r"is not the one that the checkpoint was made with \(tokenizer.vocab_size 300 -> 310\), .*begin a new run"):
+        resume(out, ["tokenizer.vocab_size=310"], force=True)
+    words("bpe", 320).save(out)
+    with pytest.raises(ConfigError, match=r"tokenizer.json was changed: it is not the tokenizer that .*step-00000003 was made with; bring"):
+        resume(out)
+    mine.unlink()
+    resume(out).run_folder.unlock()                                                   # trained anew, and the same
+    mine.write_bytes(whole)
+    monkeypatch.setattr(data_of_run, "train_tokenizer", None)                         # nobody trains
+    resume(out).run()
+    assert is_bundle(out) and mine.read_bytes() == whole
+
+
+def test_another_number_of_threads_is_told(prepared, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        Pretraining(prepared, tmp_path / "run").run(stop_at(3))
+    run = Run(tmp_path / "run")
+    (path,) = run.checkpoints()
+    n = torch.get_num_threads()
+    assert run.state(path)["threads"] == n
+    for saved, lines in ((n, []), (n + 1, [f"the checkpoint was made with {n + 1} threads, this process has {n}: equal to the bit is promised for "
+                                           f"the same number (OMP_NUM_THREADS={n + 1})"])):
+        run.amend(path, threads=saved)
+        told: list[str] = []
+        resume(tmp_path / "run", say=told.append).run_folder.unlock()
+        assert [line for line in told if line.startswith("the checkpoint was")] == lines
+
+
 def test_a_finished_run_whose_bundle_was_not_written_yet_writes_it(prepared, tmp_path):
     Pretraining(prepared, tmp_path / "run").run()
     before = weights(tmp_path / "run")
@@ -199,15 +259,55 @@ def test_three_times_are_enough(prepared, tmp_path):
     assert MOST_ROLLBACKS == 3 and error.value.step == 7 and not is_bundle(tmp_path / "run")
 
 
-def test_a_run_that_stopped_can_be_resumed_past_the_batch(prepared, tmp_path):
+@pytest.mark.parametrize("kind", ["qwen3", "gpt2", "lstm"])
+def test_a_run_that_stopped_draws_the_batch_again_and_goes_on_to_the_bit(kind, text, tmp_path):
+    """With dropout, whose random numbers the update had drawn; with micro-batches; with a carried state."""
+    prepared = prepare(recipe_of(kind, text))
+    n = prepared.recipe.train.grad_accum_steps
+    Pretraining(prepared, tmp_path / "whole").run()
     made = Pretraining(prepared, tmp_path / "run")
-    Poison(made, 6)
+    poison = Poison(made, 7 * n - 1)
+    accumulate = made.trainer.accumulate
+
+    def spoilt(*arguments):
+        loss, norm = accumulate(*arguments)
+        return (float("nan") if made.batches.latest[-1] in poison.numbers else loss), norm
+
+    made.trainer.hidden, made.trainer.accumulate = poison.hidden, spoilt              # a Carry is known by its kind
     with pytest.raises(DivergedError, match=r"what was learned before it is in .*step-00000006"):
         made.run()
     again = resume(tmp_path / "run")
-    assert again.trainer.n_steps == 6 and again.batches.n_drawn == 7
+    assert again.trainer.n_steps == 6 and again.batches.n_drawn == 6 * n and not again.batches.skipped
     again.run()
-    assert is_bundle(tmp_path / "run")
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole") and numbers(tmp_path / "run") == numbers(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("at", [5, 7])
+def test_a_rollback_that_gave_up_has_gone_past_the_batch(at, prepared, tmp_path):
+    """Right behind a checkpoint, and between two."""
+    made = Pretraining(changed(prepared, on_spike="rollback"), tmp_path / "run")
+    made.n_rollbacks = MOST_ROLLBACKS
+    Poison(made, at)
+    with pytest.raises(DivergedError):
+        made.run()
+    again = resume(tmp_path / "run")
+    assert again.trainer.n_steps == again.batches.n_drawn == at and again.batches.skipped == {at}
+    again.run()
+    around = Pretraining(prepared, tmp_path / "around")
+    around.batches.skipped = {at}
+    around.run()
+    assert weights(tmp_path / "run") == weights(tmp_path / "around")
+
+
+def test_a_rollback_stands_in_its_checkpoint(prepared, tmp_path):
+    """Killed before the next one, the run does not meet the batch again."""
+    made = Pretraining(changed(prepared, on_spike="rollback"), tmp_path / "run")
+    Poison(made, 6)
+    with pytest.raises(KeyboardInterrupt):
+        made.run(stop_at(7))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "step-00000007")
+    again = resume(tmp_path / "run")
+    assert again.trainer.n_steps == 5 and again.batches.skipped == {6} and again.n_rollbacks == 1
 
 
 class Counter:
@@ -238,7 +338,9 @@ def test_batches_are_gone_past_and_found_again():
     assert draw(4) == [4, 5, 6, 7]
     batches.skip_latest()
     batches.restore(saved)
-    assert draw(3) == [4, 5, 8] and batches.saved() == {"number": 9, "skipped": [6, 7], "loader": {"epoch": 0, "window": 9, "seed": 1}}
+    assert draw(3) == [4, 5, 8]
+    batches.give_back()
+    assert draw(2) == [5, 8] and batches.saved() == {"number": 9, "skipped": [6, 7], "loader": {"epoch": 0, "window": 9, "seed": 1}}
     other = Batches(Counter())
     other.restore(batches.saved())
     assert next(other).token_ids.item() == 9 and other.skipped == {6, 7}
@@ -246,36 +348,58 @@ def test_batches_are_gone_past_and_found_again():
 
 # ---- signals
 @pytest.mark.parametrize(("number", "kind"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)])
-def test_a_signal_waits_and_a_second_one_insists(number, kind):
+def test_a_signal_waits_its_echo_too_and_a_third_one_insists(number, kind):
     before = signal.getsignal(number)
-    with Signals() as signals:
-        os.kill(os.getpid(), number)                                                  # nothing happens yet
-        with pytest.raises(kind):
-            signals.leave_if_asked()
-        assert not signals.insisted
-        with pytest.raises(kind):
-            os.kill(os.getpid(), number)
-            signal.pause()
-        assert signals.insisted
+    for patience, n_waiting in ((1e9, 2), (0.0, 1)):                                  # a second one that comes late insists
+        with Signals(patience) as signals:
+            for _ in range(n_waiting):
+                os.kill(os.getpid(), number)                                          # nothing happens yet
+                with pytest.raises(kind):
+                    signals.leave_if_asked()
+                assert not signals.insisted
+            with pytest.raises(kind, match="left at once, in the middle of an update or of a checkpoint"):
+                os.kill(os.getpid(), number)
+                signal.pause()
+            assert signals.insisted
     assert signal.getsignal(number) is before
     with Signals() as signals:
         signals.leave_if_asked()
 
 
-def test_a_second_signal_in_the_middle_of_an_update_keeps_nothing_of_it(prepared, tmp_path):
+@pytest.mark.parametrize(("n_signals", "kept"), [(1, 8), (2, 8), (3, 5)])
+def test_an_echo_loses_nothing_and_a_third_signal_keeps_nothing_of_an_update(n_signals, kept, prepared, tmp_path):
     made = Pretraining(prepared, tmp_path / "run")
     hidden = made.trainer.hidden
 
-    def twice(batch: Batch) -> torch.Tensor:
+    def several(batch: Batch) -> torch.Tensor:
         if made.batches.n_drawn == 8:
-            os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)
+            for _ in range(n_signals):
+                os.kill(os.getpid(), signal.SIGINT)
         return hidden(batch)
 
-    made.trainer.hidden = twice
-    with pytest.raises(KeyboardInterrupt):
+    made.trainer.hidden = several
+    with pytest.raises(KeyboardInterrupt, match="what was learned so far is in" if n_signals < 3 else "left at once"):
         made.run()
-    assert [path.name for path in made.run_folder.checkpoints()] == ["step-00000005"]
+    assert made.run_folder.checkpoints()[-1].name == f"step-{kept:08d}"
+
+
+def test_an_echo_while_the_checkpoint_is_written_does_not_lose_it(prepared, tmp_path, monkeypatch):
+    made = Pretraining(prepared, tmp_path / "run")
+    write = checkpoint.write_safetensors
+
+    def twice(path, tensors):
+        if path.name == "model.safetensors":
+            os.kill(os.getpid(), signal.SIGTERM)
+        write(path, tensors)
+
+    def first(step) -> None:
+        if step.step == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+            monkeypatch.setattr(checkpoint, "write_safetensors", twice)
+
+    with pytest.raises(Terminated, match="step-00000007"):
+        made.run(first)
+    assert made.run_folder.checkpoints()[-1].name == "step-00000007"
 
 
 # ---- what is told

@@ -16,16 +16,33 @@ from hanok.train.schedule import cosine, noam, share, wsd
 def test_the_schedule_warms_up_and_falls_to_its_floor(step, progress, warmup, floor):
     share = cosine(step, progress, warmup_steps=warmup, floor=floor)
     assert 0 <= share <= 1
-    if step + 1 >= warmup:
-        assert floor - 1e-9 <= share == pytest.approx(floor + (1 - floor) * math.cos(math.pi * min(1, progress) / 2) ** 2)
+    if step > warmup:
+        begin = min(1, progress) * warmup / step                                      # of the run, at the mean pace so far
+        behind = (min(1, progress) - begin) / (1 - begin)
+        assert floor - 1e-9 <= share == pytest.approx(floor + (1 - floor) * math.cos(math.pi * behind / 2) ** 2)
         assert cosine(step, min(2, progress + 0.1), warmup_steps=warmup, floor=floor) <= share + 1e-9
     else:
-        assert share == pytest.approx(cosine(warmup, progress, warmup_steps=warmup, floor=floor) * (step + 1) / warmup)
+        assert share == min(1, (step + 1) / max(1, warmup))
+
+
+@given(st.integers(1, 300), st.integers(0, 299), st.floats(0, 1), st.sampled_from(["cosine", "wsd", "noam"]), st.floats(0, 1), st.booleans())
+def test_every_schedule_reaches_its_peak_and_then_only_falls(steps, warmup, floor, schedule, decay, by_time):
+    """By updates, and where the run's end is an hour, of which each update takes as much."""
+    warmup = min(warmup, steps - 1)
+    told = TrainRecipe(steps=steps if not by_time else 10 ** 9, seconds=3600.0, warmup_steps=warmup, floor=floor, schedule=schedule, decay=decay)
+    shares = [share(told, n, n / steps) for n in range(steps + 1)]
+    peak = max(0, warmup - 1)
+    assert shares[:peak] == pytest.approx([(n + 1) / warmup for n in range(peak)]) and shares[peak] == 1.0
+    assert all(after <= before + 1e-9 for before, after in zip(shares[peak:], shares[peak + 1:]))
+    if schedule == "cosine" or schedule == "wsd" and decay > 0:
+        assert shares[-1] == pytest.approx(floor)
+        assert schedule == "wsd" or shares[warmup] == 1.0
 
 
 def test_the_schedule_in_numbers():
     assert [cosine(n, 0.0, warmup_steps=4, floor=0.1) for n in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    assert cosine(99, 0.5, warmup_steps=4, floor=0.1) == pytest.approx(0.55) and cosine(99, 1.0, warmup_steps=4, floor=0.1) == pytest.approx(0.1)
+    assert cosine(52, 0.52, warmup_steps=4, floor=0.1) == pytest.approx(0.55), "in the middle between 0.04 and 1"
+    assert cosine(50, 0.5, warmup_steps=0, floor=0.1) == pytest.approx(0.55) and cosine(99, 1.0, warmup_steps=4, floor=0.1) == pytest.approx(0.1)
     assert cosine(0, 0.0, warmup_steps=0, floor=0.1) == 1.0 and cosine(99, 7.0, warmup_steps=0, floor=0.0) == pytest.approx(0.0)
 
 
@@ -33,7 +50,7 @@ def test_a_trapezoid_in_numbers():
     trapezoid = [wsd(n, n / 10, warmup_steps=2, decay=0.4, floor=0.2) for n in range(11)]
     assert trapezoid == pytest.approx([0.5, 1, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2])
     assert wsd(50, 1.7, warmup_steps=2, decay=0.4, floor=0.2) == pytest.approx(0.2)   # past its end it stays on its floor
-    assert wsd(50, 0.0, warmup_steps=2, decay=1.0, floor=0.0) == 1.0 and wsd(50, 0.25, warmup_steps=2, decay=1.0, floor=0.0) == 0.75
+    assert wsd(50, 0.0, warmup_steps=2, decay=1.0, floor=0.0) == 1.0 and wsd(50, 0.25, warmup_steps=0, decay=1.0, floor=0.0) == 0.75
     assert wsd(50, 1.0, warmup_steps=2, decay=0.0, floor=0.0) == 1.0                  # no decay at all
 
 

@@ -208,5 +208,5 @@ def check_vocabulary(config: Any, tokenizer: Tokenizer | None, where: str) -> No
 def check_tokenizer(bundle: Bundle, where: str) -> Tokenizer:
     """The bundle's tokenizer. ConfigError where it has none."""
     if bundle.tokenizer is None:
-        raise ConfigError(f"{where} has no tokenizer.json, and text is asked for; import it again from a folder that has one")
+        raise ConfigError(f"{where} has no tokenizer.json, and text is asked for; `hanok import {where} NEW --tokenizer FILE` gives it one")
     return bundle.tokenizer

@@ -23,7 +23,7 @@ from hanok.disk import new_file
 from hanok.errors import ConfigError, DataError, WeightsError
 from hanok.models import catalog
 from hanok.models.family import Family, GGUFTable, Weight
-from hanok.text.gguf_vocab_out import gguf_from_tokenizer, kept_stop_ids
+from hanok.text.gguf_vocab_out import end_without_stops, gguf_from_tokenizer, kept_stop_ids
 
 Kind = Literal["f32", "f16", "q8_0"]
 FILE_TYPES: dict[Kind, int] = {"f32": 0, "f16": 1, "q8_0": 7}
@@ -92,6 +92,10 @@ def losses(bundle: Bundle, table: GGUFTable) -> list[str]:
         kept = kept_stop_ids(bundle.tokenizer, bundle.generation.stop_ids)
         lost = [bundle.tokenizer.token(token_id) for token_id in bundle.generation.stop_ids if token_id not in kept]
         told += [f"GGUF has a place for three special tokens that end an answer; {', '.join(map(repr, lost))} will not"] if lost else []
+        if not kept:
+            end = end_without_stops(bundle.tokenizer)
+            named = "one of its own choice" if end is None else f"here {bundle.tokenizer.token(end)!r}, as the file names it"
+            told.append(f"no special token ends this model's answers, but llama.cpp always has one that does: {named}")
     return [line for line in told if line]
 
 

@@ -73,7 +73,7 @@ def read_tokenizer(path: Path, pre_tokenizer: str | None = None, specials: Mappi
     """
     if path.suffix.lower() == ".pkl":
         raise TokenizerError(f"{path} is a pickle, which can run code and is not opened, even if it is nanoGPT's meta.pkl of characters; "
-                             "give a tokenizer.json of them with --tokenizer")
+                             "`hanok tokenizer train input.txt --kind characters --out NEW` makes a tokenizer of its text: give that")
     suffix, data = path.suffix.lower(), b"" if path.is_dir() else read_bytes(path)
     if suffix == ".tiktoken" or is_rank_file(data):
         return tokenizer_from_ranks(data, pre_tokenizer, specials, str(path))

@@ -76,10 +76,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """The checkpoint's dict. WeightsError for a pickle that holds code (it is not run), that is damaged, or that is of something else."""
     try:
         with open(path, "rb") as handle:
-            is_zip = handle.read(len(ZIP)) == ZIP
+            begin = handle.read(len(ZIP))
     except OSError as error:
         raise disk_error(path, error) from None
-    if not is_zip:
+    if not begin:
+        raise WeightsError(f"{path} is empty; fetch it again")
+    if begin != ZIP:
         refuse_pickle(path)
     try:
         data = torch.load(path, map_location="cpu", weights_only=True, mmap=True)

@@ -36,7 +36,11 @@ def next(
     from hanok import pictures, report
     from hanok.api import load
     from hanok.bundle.pull import find
-    spreads = load(find(bundle)).next_tokens(prompt, temperature or (0.2, 1.0, 2.0), top=top, top_k=top_k, top_p=top_p)
+    from hanok.probe import has_attention
+    if out is not None:
+        report.check_picture(out)
+    model = load(find(bundle))
+    spreads = model.next_tokens(prompt, temperature or (0.2, 1.0, 2.0), top=top, top_k=top_k, top_p=top_p)
     if out is not None:
         panels = [pictures.NextPanel(f"temperature {spread.temperature:g}", openness(spread), spread.probabilities, spread.rest)
                   for spread in spreads]
@@ -52,7 +56,7 @@ def next(
                            align="lrl"), end="\n\n")
     say(f"the picture is {shown(out)}" if out is not None else "no picture was asked for; --out FILE.png draws one")
     next_commands(f'hanok generate {typed(bundle)} --prompt "..." --temperature {spreads[-1].temperature:g}',
-                  f'hanok attend {typed(bundle)} --text "..."')
+                  *([f'hanok attend {typed(bundle)} --text "..."'] if has_attention(model.bundle.model) else []))
 
 
 def openness(spread: NextTokens) -> str:

@@ -41,12 +41,14 @@ def show(bundle: Annotated[str, Parameter(help="A bundle's folder, or the name o
     if tokenizer is not None:
         pre = f", pre-tokenizer {tokenizer.pre_tokenizer}" if tokenizer.pre_tokenizer else ""
         print(f"tokenizer: {tokenizer.kind}, {tokenizer.vocab_size:,} tokens, {len(tokenizer.specials)} special{pre}")
+    else:
+        print("tokenizer: none, so it cannot read text")
     print(f"chat template: {'yes' if loaded.chat_template else 'no'}")
     for name, value in lineage(loaded.manifest):
         print(f"{name}: {value}")
     writes, name = loaded.family.kind != "encoder", typed(bundle)
-    next_commands(f"hanok chat {name}" if loaded.chat_template else f'hanok generate {name} --prompt "..."' if writes
-                  else f"hanok export {name} --to hf OUT")
+    next_commands(f"hanok import {typed(path)} NEW --tokenizer FILE" if tokenizer is None else f"hanok chat {name}" if loaded.chat_template
+                  else f'hanok generate {name} --prompt "..."' if writes else f"hanok export {name} --to hf OUT")
 
 
 def lineage(manifest: dict) -> list[tuple[str, str]]:

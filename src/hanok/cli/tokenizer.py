@@ -1,4 +1,4 @@
-"""hanok tokenizer train TEXT... --kind bpe|wordpiece|unigram --vocab-size N --out DIR; hanok tokenizer import FILE --out DIR"""
+"""hanok tokenizer train TEXT... --kind bpe|wordpiece|unigram|characters --vocab-size N --out DIR; hanok tokenizer import FILE --out DIR"""
 from __future__ import annotations
 
 from pathlib import Path
@@ -16,8 +16,10 @@ def train(
     text: Annotated[list[Path], Parameter(negative="", help="Files and folders.")],
     *,
     out: Annotated[Path, Parameter(help="The new folder for tokenizer.json.")],
-    kind: Annotated[Literal["bpe", "wordpiece", "unigram"], Parameter(help="bpe: byte-level, as GPT; wordpiece: BERT's; unigram: T5's.")] = "bpe",
-    vocab_size: Annotated[int, Parameter(help="Tokens.")] = 8192,
+    kind: Annotated[Literal["bpe", "wordpiece", "unigram", "characters"], Parameter(
+        help="bpe: byte-level, as GPT; wordpiece: BERT's; unigram: T5's; characters: each one of the text is a token, numbered as nanoGPT does, and "
+             "text with any other is refused.")] = "bpe",
+    vocab_size: Annotated[int, Parameter(help="Tokens at most.")] = 8192,
     pre_tokenizer: Annotated[Literal["qwen2", "gpt-2"], Parameter(help="How bpe first cuts text; llama.cpp knows both.")] = "qwen2",
     encoding: Annotated[str, Parameter(help="Of the text files.")] = "utf-8",
     json: Json = False,
@@ -38,7 +40,8 @@ def train(
         emit({"tokenizer": str(out / "tokenizer.json"), "kind": kind, "vocab_size": trained.vocab_size, "bytes_per_token": bytes_per_token})
         return
     say(f"{kind} tokenizer of {trained.vocab_size:,} tokens in {shown(out)}: {bytes_per_token:.2f} bytes a token on its own text")
-    next_commands(f"hanok pretrain {' '.join(map(typed, text))} --out runs/mine --set tokenizer.path={typed(out)}")
+    brings = [f"hanok import ckpt.pt NEW --tokenizer {typed(out)}"] if kind == "characters" else []
+    next_commands(f"hanok pretrain {' '.join(map(typed, text))} --out runs/mine --set tokenizer.path={typed(out)}", *brings)
 
 
 @app.command(name="import")

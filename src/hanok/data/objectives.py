@@ -49,7 +49,8 @@ def causal(rows: Rows, *, separate: bool = True) -> Batch:
     """Each position is asked for the next token: (B,T+1) -> (B,T). Padding is not marked: no real token stands behind a pad.
 
     `separate`: no document sees another. Positions restart with each, its number goes along for the mask, and nobody is asked for the first token of
-    the next (the end-of-text token, a document's last, is asked for). Otherwise rows are packed plainly, and documents see those before them.
+    the next (the end-of-text token, a document's last, is asked for). Otherwise rows are packed plainly, and documents see those before them. Where
+    no row holds two documents, neither numbers nor positions go along: they say nothing, and without them the kernel is the fast one.
     """
     inputs, targets, keep = rows.token_ids[:, :-1].contiguous(), rows.token_ids[:, 1:].contiguous(), rows.keep()
     if keep is not None:
@@ -57,8 +58,15 @@ def causal(rows: Rows, *, separate: bool = True) -> Batch:
     if rows.document_ids is None or not separate:
         return Batch(inputs, targets=targets)
     documents = rows.document_ids[:, :-1].contiguous()
-    return Batch(inputs, positions=positions_in(documents), document_ids=documents,
-                 targets=targets.masked_fill(documents != rows.document_ids[:, 1:], IGNORE_INDEX))
+    targets = targets.masked_fill(documents != rows.document_ids[:, 1:], IGNORE_INDEX)
+    return Batch(inputs, targets=targets, **apart(documents))
+
+
+def apart(document_ids: Tensor | None) -> dict[str, Tensor]:
+    """What a Batch tells of documents that share its rows; nothing where none do."""
+    if document_ids is None or bool((document_ids == document_ids[:, :1]).all()):
+        return {}
+    return {"document_ids": document_ids, "positions": positions_in(document_ids)}
 
 
 def positions_in(document_ids: Tensor) -> Tensor:
@@ -96,7 +104,7 @@ def masked(rows: Rows, *, mask_id: int, ordinary: np.ndarray, rate: float = 0.15
     documents = rows.document_ids if separate else None
     if around is not None:
         ids, targets, keep, documents = frame(ids, targets, keep, documents, around)
-    return Batch(ids, keep=keep, targets=targets, document_ids=documents, positions=None if documents is None else positions_in(documents))
+    return Batch(ids, keep=keep, targets=targets, **apart(documents))
 
 
 def choose(word_of: np.ndarray, may: np.ndarray, rate: float, random: np.random.Generator) -> np.ndarray:

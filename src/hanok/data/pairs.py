@@ -20,6 +20,7 @@ import numpy as np
 
 from hanok import disk
 from hanok.config import from_dict, read_json, to_dict, write_json
+from hanok.data.sources import walk
 from hanok.errors import ConfigError, DataError, TokenizerError
 from hanok.text.tokenizer import Tokenizer
 
@@ -47,13 +48,14 @@ class Columns:
 
 
 def find_pairs(paths: Sequence[str | Path]) -> list[Path]:
-    """The files that `paths` name: each file itself, of each folder those of PAIR_SUFFIXES. DataError: none, or a file of another kind."""
+    """The files that `paths` name: each file itself, of each folder those of PAIR_SUFFIXES that are text to learn from (`sources.walk`). DataError:
+    none, or a file of another kind."""
     if not paths:
         raise DataError("no files or folders were given; name at least one")
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(file for file in path.rglob("*") if file.suffix.lower() in PAIR_SUFFIXES and file.is_file())
+            found = walk(path, PAIR_SUFFIXES)
             if not found:
                 raise DataError(f"{path}: no files of pairs in this folder; the suffixes that count are {' '.join(PAIR_SUFFIXES)}")
             files += found

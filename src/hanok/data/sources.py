@@ -44,7 +44,7 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
         except OSError as error:
             raise disk.disk_error(path, error) from None
         if stat.S_ISDIR(mode):
-            found = _walk(path, SUFFIXES, SKIPPED_FOLDERS)
+            found = walk(path, SUFFIXES)
             if not found:
                 raise DataError(f"{path}: no text files in this folder; the suffixes that count are {' '.join(SUFFIXES)} (hidden files "
                                 "and links out of the folder do not)")
@@ -76,7 +76,7 @@ def standard_library(root: Path | None = None) -> list[Path]:
     About 13 MB of text that every machine has. DataError if there are none.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    files = [path for path in _walk(root, (".py",), _NOT_LIBRARY) if _is_utf8(path)]
+    files = [path for path in walk(root, (".py",), _NOT_LIBRARY) if _is_utf8(path)]
     if not files:
         raise DataError(f"{root}: no .py files of the standard library here; this Python keeps them elsewhere, so name a folder of text instead")
     return files
@@ -133,7 +133,8 @@ OURS = ({"recipe.toml", "metrics.csv"}, {"config.json", "manifest.json", "model.
 """Files by which a run or a bundle is known: what was written by training is not text to train on."""
 
 
-def _walk(root: Path, suffixes: Collection[str], skipped: Collection[str]) -> list[Path]:
+def walk(root: Path, suffixes: Collection[str], skipped: Collection[str] = SKIPPED_FOLDERS) -> list[Path]:
+    """A folder's files of these suffixes, in the order of their relative names; see `find_files` for what is passed over, and OURS."""
     def refuse(error: OSError) -> None:
         raise disk.disk_error(Path(error.filename), error) from None
 

@@ -33,7 +33,7 @@ def gguf_from_tokenizer(tokenizer: Tokenizer, n_rows: int, stop_ids: Sequence[in
     told = _sentencepiece(data, tokens, types) if _is_sentencepiece(data) else _byte_level(tokenizer, data)
     begin, end = _ends(tokenizer)
     kept = kept_stop_ids(tokenizer, stop_ids)
-    last = kept[0] if kept else end if end is not None else min(tokenizer.specials.values(), default=None)
+    last = kept[0] if kept else end_without_stops(tokenizer)
     first = begin if begin is not None else last             # where it is asked for without being added, GPT-2's habit: its only special token
     told |= {"tokens": tokens, "token_type": types, "bos_token_id": first, "eos_token_id": last, "add_bos_token": begin is not None,
              "add_eos_token": end is not None, "padding_token_id": pad_id if pad_id in tokenizer.specials.values() else None}
@@ -45,6 +45,15 @@ def kept_stop_ids(tokenizer: Tokenizer, stop_ids: Sequence[int]) -> list[int]:
     """Those of a model's stop ids that GGUF has a place for."""
     special = set(tokenizer.specials.values())
     return [token_id for token_id in stop_ids if token_id in special][:len(ENDS)]
+
+
+def end_without_stops(tokenizer: Tokenizer) -> int | None:
+    """What a file of a model without stop ids names as the end: what stands behind a text, else the first special token, as GPT-2's.
+
+    Where a file names none, llama.cpp takes token 11 of a byte-level vocabulary and token 2 of a SentencePiece one, whatever these are.
+    """
+    end = _ends(tokenizer)[1]
+    return end if end is not None else min(tokenizer.specials.values(), default=None)
 
 
 def _ends(tokenizer: Tokenizer) -> tuple[int | None, int | None]:

@@ -4,6 +4,7 @@ The state lives here, outside of the module; a document that begins, begins from
 """
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,13 +21,25 @@ def carries(model: nn.Module) -> bool:
     return isinstance(getattr(model, "layers", None), Recurrent) and not getattr(model, "reads_source", False)
 
 
-class Carry:
-    """`hidden` of a recurrent language model, with a memory from batch to batch: row b of each goes on with row b of the last (`data.streams`)."""
+Memory = tuple[Cells, Tensor | None]
+"""(L,B,D) each, without gradient; and (B,), the document that each row ended in, where documents are told."""
 
-    def __init__(self, model: nn.Module):
+
+class Carry:
+    """`hidden` of a recurrent language model, with a memory from batch to batch: row b of each goes on with row b of the last (`data.streams`).
+
+    Of an update in `n_parts` micro-batches each has a memory of its own: a batch goes on from the one `n_parts` before it.
+    """
+
+    def __init__(self, model: nn.Module, n_parts: int = 1):
         self.model: Any = model
-        self.cells: Cells | None = None                  # (L,B,D) each, without gradient; None: nothing was read yet
-        self.documents: Tensor | None = None             # (B,) the document that each row ended in
+        self.parts = deque[Memory | None]([None] * n_parts, n_parts)                  # the next batch's first; None: nothing was read yet
+
+    @property
+    def cells(self) -> Cells | None:
+        """Of all parts' rows, in their order; None before each was read."""
+        known = [part[0] for part in self.parts if part is not None]
+        return tuple(torch.cat(cells, 1) for cells in zip(*known)) if len(known) == len(self.parts) else None
 
     @property
     def head(self) -> nn.Module:
@@ -34,33 +47,32 @@ class Carry:
 
     def hidden(self, batch: Batch) -> Tensor:
         """(B,T) -> (B,T,D). A row goes on unless its first token's document is another than that of its last one. ConfigError: another B."""
-        n_rows = len(batch.token_ids)
-        if self.cells is None:
-            cells = self.model.begin(None, n_rows)[0]
-        elif self.cells[0].size(1) != n_rows:
-            raise ConfigError(f"a batch of {n_rows} rows cannot go on from a state of {self.cells[0].size(1)}; keep train.micro_batch_size")
-        elif batch.document_ids is None or self.documents is None:
-            cells = self.cells
-        else:
-            goes_on = (batch.document_ids[:, 0] == self.documents)[:, None]
-            cells = tuple(torch.where(goes_on, cell, 0.0) for cell in self.cells)
+        n_rows, memory = len(batch.token_ids), self.parts[0]
+        cells, documents = (self.model.begin(None, n_rows)[0], None) if memory is None else memory
+        if cells[0].size(1) != n_rows:
+            raise ConfigError(f"a batch of {n_rows} rows cannot go on from a state of {cells[0].size(1)}; keep train.micro_batch_size")
+        if batch.document_ids is not None and documents is not None:
+            goes_on = (batch.document_ids[:, 0] == documents)[:, None]
+            cells = tuple(torch.where(goes_on, cell, 0.0) for cell in cells)
         hidden, after = self.model.hidden_from(batch, cells)
-        self.cells = tuple(cell.detach() for cell in after)
         if batch.document_ids is not None:
-            self.documents = batch.document_ids[:, -1]                                # pads belong to the last document
+            documents = batch.document_ids[:, -1]                                     # pads belong to the last document
+        self.parts.append((tuple(cell.detach() for cell in after), documents))        # the first falls out
         return hidden
 
     __call__ = hidden
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps; nothing before the first batch."""
+        """What a checkpoint keeps between two updates, the rows of all parts; nothing before the first."""
         cells = {f"cells/{i}": cell for i, cell in enumerate(self.cells or ())}
-        return cells if self.documents is None else {**cells, "documents": self.documents}
+        documents = [part[1] for part in self.parts if part is not None and part[1] is not None]
+        return {**cells, "documents": torch.cat(documents)} if cells and len(documents) == len(self.parts) else cells
 
     def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Goes on where `state` was taken. ConfigError: a state of another model."""
+        """Goes on where `state` was taken, in any number of parts. ConfigError: a state of another model, or of rows that do not divide."""
+        n_parts = len(self.parts)
         if not tensors:
-            self.cells = self.documents = None
+            self.parts.extend([None] * n_parts)
             return
         mine = self.model.begin(None, 1)[0]
         names = {f"cells/{i}": cell for i, cell in enumerate(mine)}
@@ -69,6 +81,9 @@ class Carry:
             if told is None or (told.size(0), told.size(2)) != (cell.size(0), cell.size(2)):
                 shape = "missing" if told is None else f"{tuple(told.shape)}"
                 raise ConfigError(f"the saved recurrent state's {name} is {shape}; expected ({cell.size(0)}, rows, {cell.size(2)})")
-        self.cells = tuple(tensors[name].to(cell.device, cell.dtype) for name, cell in names.items())
-        documents = tensors.get("documents")
-        self.documents = None if documents is None else documents.to(mine[0].device)
+        n_rows = tensors["cells/0"].size(1)
+        if n_rows % n_parts:
+            raise ConfigError(f"the saved recurrent state has {n_rows} rows, which train.grad_accum_steps ({n_parts}) does not divide")
+        cells = zip(*(tensors[name].to(cell.device, cell.dtype).chunk(n_parts, 1) for name, cell in names.items()))
+        documents = tensors["documents"].to(mine[0].device).chunk(n_parts) if "documents" in tensors else [None] * n_parts
+        self.parts.extend(zip(cells, documents))

@@ -1,6 +1,6 @@
 """The run's folder, and the only room of training that touches the disk: its recipe, numbers, samples and checkpoints (no pickle).
 
-    RUN/recipe.toml  metrics.csv  samples.md  checkpoints/step-00001000/{model,optimizer}.safetensors, state.json
+    RUN/recipe.toml  tokenizer.json  metrics.csv  samples.md  checkpoints/step-00001000/{model,optimizer}.safetensors, state.json
 
 Beside the weights, optimizer.safetensors holds every other tensor of a run that goes on: optimizer, averaged weights, random and carried states.
 """
@@ -20,7 +20,8 @@ from torch import Tensor
 from hanok.bundle.weights import read_safetensors, write_safetensors
 from hanok.config import read_json, read_toml, to_dict, toml, write_json
 from hanok.disk import disk_error, new_dir, read_text, write_text
-from hanok.errors import DataError
+from hanok.errors import DataError, HanokError
+from hanok.text.tokenizer import Tokenizer
 from hanok.train.recipe import Recipe
 
 COLUMNS = ("step", "tokens", "seconds", "loss", "validation_loss", "perplexity", "bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
@@ -39,12 +40,13 @@ class Run:
             raise DataError(f"{self.out} is no run: {told}; begin one with `hanok pretrain TEXT --out {self.out}`")
 
     @classmethod
-    def new(cls, out: Path | str, recipe: Recipe, sources: list[dict[str, Any]]) -> Run:
-        """A run in an empty or new folder. DataError where something is there already."""
+    def new(cls, out: Path | str, recipe: Recipe, sources: list[dict[str, Any]], tokenizer: Tokenizer) -> Run:
+        """A run in an empty or new folder, with the tokenizer that it keeps. DataError where something is there already."""
         out = Path(out)
         with new_dir(out) as folder:
             (folder / "checkpoints").mkdir()
             write_text(folder / "metrics.csv", ",".join(COLUMNS) + "\n")
+            tokenizer.save(folder)
             write_recipe(folder, recipe, {source["path"]: source["sha256"] for source in sources}, str(Path.cwd()))
         return cls(out)
 
@@ -69,7 +71,7 @@ class Run:
         _, sources, begun = self.told()
         write_recipe(self.out, recipe, sources, begun)
         if checkpoint is not None:
-            write_json(checkpoint / "state.json", {**read_json(checkpoint / "state.json"), "recipe": to_dict(recipe)})
+            self.amend(checkpoint, recipe=to_dict(recipe))
 
     # ---- numbers and samples
     def record(self, values: Mapping[str, Any]) -> None:
@@ -90,7 +92,10 @@ class Run:
             raise disk_error(self.out / name, error) from None
 
     def rewind(self, step: int) -> None:
-        """Forgets what was told behind `step`, and what was left unfinished, so that the numbers go on without a gap or a repetition."""
+        """Forgets what was told and kept behind `step`, and what was left unfinished, so that the run goes on without a gap or a repetition."""
+        for path in (self.out / "checkpoints").glob("step-*"):
+            if path.name[5:].isdecimal() and (int(path.name[5:]) > step or not (path / "state.json").is_file()):
+                shutil.rmtree(path)                                                   # damaged, or it would have been gone on from
         for path in (*self.out.iterdir(), *(self.out / "checkpoints").iterdir()):
             if UNFINISHED.fullmatch(path.name):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -135,6 +140,23 @@ class Run:
         """A checkpoint's tensors and state. HanokError names the file that is damaged."""
         tensors = {MODEL + name: tensor for name, tensor in read_safetensors(path / "model.safetensors").items()}
         return {**tensors, **read_safetensors(path / "optimizer.safetensors")}, read_json(path / "state.json")
+
+    def amend(self, path: Path, **changes: Any) -> None:
+        """Writes some of a checkpoint's state anew."""
+        write_json(path / "state.json", {**self.state(path), **changes})
+
+    def newest_whole(self) -> tuple[Path | None, str]:
+        """The newest checkpoint that can be read, and in words what is wrong with newer ones. DataError where there are some, and none can be."""
+        lost: list[str] = []
+        for path in reversed(self.checkpoints()):
+            try:
+                self.read(path)
+                return path, ", ".join(lost)
+            except HanokError as error:
+                lost.append(str(error).partition("; ")[0])                            # what follows is advice for a file that was fetched
+        if lost:
+            raise DataError(f"{', '.join(lost)}; no checkpoint of {self.out} is whole: bring one back, or remove them all to begin at step 0")
+        return None, ""
 
     def reopen(self) -> None:
         """A finished run that goes on is no bundle until it is finished again."""

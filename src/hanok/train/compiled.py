@@ -34,7 +34,14 @@ class Compiled:
             raise
         except Exception as error:
             hidden = self.plain(batch)                   # a mistake of the model's own is raised here
-            reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-            logger.warning("torch.compile failed (%s); training goes on without it", reason)
-            self.fast = self.plain
+            self.gives_up(error)
             return hidden
+
+    def gives_up(self, error: Exception) -> bool:
+        """The plain function from here on, where the error may be the compiler's; it may come as late as in the backward pass."""
+        if self.fast is self.plain or isinstance(error, HanokError):
+            return False
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        logger.warning("torch.compile failed (%s); training goes on without it", reason)
+        self.fast = self.plain
+        return True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,9 +23,9 @@ from hanok.contracts import Batch
 from hanok.data.corpus import END_OF_TEXT, Corpus, cached_corpus
 from hanok.data.loader import Loader, windows
 from hanok.data.objectives import Objective, causal, masked, prefix, seq2seq, span_corruption
-from hanok.data.pair_loader import PairLoader, pair_windows
-from hanok.data.pairs import PAIR_SUFFIXES, Columns, TextPair, cached_pairs, find_pairs, read_pairs, split_pairs
-from hanok.data.sources import Document, hash_sources, read_documents, split
+from hanok.data.pair_loader import PairLoader, fitting, pair_windows
+from hanok.data.pairs import PAIR_SUFFIXES, Columns, PairCorpus, TextPair, cached_pairs, find_pairs, read_pairs, split_pairs
+from hanok.data.sources import Document, hash_sources, read_documents, split, walk
 from hanok.data.spans import noise_counts, tokens_for
 from hanok.data.streams import Streams, stream_windows
 from hanok.errors import ConfigError, DataError, TokenizerError
@@ -44,6 +44,8 @@ START = ("[CLS]", "<s>", "<bos>", "<pad>")
 PAD = ("<pad>", "[PAD]", "<|pad|>")
 MASK = ("[MASK]", "<mask>", "<|mask|>")
 """Special tokens by their use, the first that is there counts. T5's decoder begins with <pad>; what has none of START begins with its end."""
+VALIDATION_STREAMS = 16
+"""Rows side by side in which recurrent models are evaluated, however they are trained: where streams begin, nothing was read before."""
 
 
 @dataclass
@@ -81,7 +83,7 @@ class RunData:
             return PairLoader(self.train, objective=self._of_pairs(), batch_tokens=self.recipe.data.batch_tokens, max_len=self.seq_len,
                               rows_per_update=rows * told.grad_accum_steps * n_ranks, **common)
         if self.recurrent:
-            return Streams(self.train, seq_len=self.seq_len, **common)
+            return Streams(self.train, seq_len=self.seq_len, n_parts=told.grad_accum_steps, **common)
         objective, n_tokens = self._of_rows()
         return Loader(self.train, seq_len=n_tokens, objective=objective, ahead=int(self.objective == "causal"), **common)
 
@@ -92,13 +94,13 @@ class RunData:
         if self.objective == "seq2seq":
             return pair_windows(self.validation, most, objective=self._of_pairs(), max_len=self.seq_len, **told)
         if self.recurrent:
-            return stream_windows(self.validation, self.seq_len, most, **told)
+            return stream_windows(self.validation, self.seq_len, most, batch_size=VALIDATION_STREAMS)
         objective, n_tokens = self._of_rows()
         return windows(self.validation, n_tokens, most, objective=objective, ahead=int(self.objective == "causal"), **told)
 
     def hidden_of(self, model: nn.Module) -> Carry | None:
         """What a trainer reads with in place of model.hidden: for recurrent language models what carries their state."""
-        return Carry(model) if self.recurrent else None
+        return Carry(model, self.recipe.train.grad_accum_steps) if self.recurrent else None
 
     def reader_of(self, model: nn.Module) -> Any:
         """What the windows are read with: the model, or one that carries a new state."""
@@ -120,7 +122,8 @@ def data_of(recipe: Recipe, say: Say = lambda line: None) -> RunData:
     objective = chosen_objective(recipe, family)
     paired = objective == "seq2seq"
     documents, held_out, pairs = pair_texts(recipe, say) if paired else (*plain_texts(recipe, say), None)
-    tokenizer = tokenizer_of(recipe, documents, say, objective)
+    others = [Document("", text) for pair in pairs[1] for text in (pair.source, pair.target)] if pairs else held_out
+    tokenizer = tokenizer_of(recipe, documents, say, objective, others)
     sizes = {**to_dict(preset), "vocab_size": tokenizer.vocab_size, "max_seq_len": recipe.data.seq_len or preset.max_seq_len, **recipe.model.sizes}
     config: Any = from_dict(family.config, sizes, "model.sizes")
     if recipe.data.seq_len and recipe.data.seq_len > config.max_seq_len:
@@ -134,12 +137,21 @@ def data_of(recipe: Recipe, say: Say = lambda line: None) -> RunData:
     if pairs is not None:
         folder = runtime.cache_dir("pairs")
         train, validation = (cached_pairs(side, tokenizer, folder) for side in pairs)
+        tell_of_long_pairs((train, validation), seq_len, say)
         return RunData(recipe, family, config, tokenizer, objective, seq_len, train, validation, sources, [], [], False)
     corpora = corpus_of(documents, tokenizer, sources), corpus_of(held_out, tokenizer, sources)
     if len(corpora[1]) < 2:
         raise DataError("the validation text is a single token; give more text or a larger data.validation")
     return RunData(recipe, family, config, tokenizer, objective, seq_len, *corpora, sources, documents, held_out,
                    objective == "causal" and carries(model))
+
+
+def tell_of_long_pairs(sides: Sequence[PairCorpus], seq_len: int, say: Say) -> None:
+    """One line where pairs are left out. DataError where a side has none left."""
+    n_pairs, n_fitting = sum(map(len, sides)), sum(len(fitting(side, seq_len)) for side in sides)
+    if n_fitting < n_pairs:
+        say(f"left out {n_pairs - n_fitting:,} of {n_pairs:,} pairs: their source, or their target with its end, has more than data.seq_len = "
+            f"{seq_len} tokens")
 
 
 def chosen_objective(recipe: Recipe, family: Family) -> str:
@@ -155,7 +167,7 @@ def chosen_objective(recipe: Recipe, family: Family) -> str:
 def holds_pairs(source: str) -> bool:
     """Whether it is a file of pairs, or a folder with some."""
     path = Path(source)
-    return any(file.suffix.lower() in PAIR_SUFFIXES for file in path.rglob("*")) if path.is_dir() else path.suffix.lower() in PAIR_SUFFIXES
+    return bool(walk(path, PAIR_SUFFIXES)) if path.is_dir() else path.suffix.lower() in PAIR_SUFFIXES
 
 
 # ---- texts, tokenizer, corpora -------------------------------------------------------------------------------
@@ -179,13 +191,18 @@ def pair_texts(recipe: Recipe, say: Say) -> tuple[list[Document], list[Document]
     return [Document("", text) for pair in train for text in (pair.source, pair.target)], [], (train, held_out)
 
 
-def tokenizer_of(recipe: Recipe, documents: Iterable[Document], say: Say, objective: str = "causal") -> Tokenizer:
-    """The recipe's tokenizer: its file, or a new one trained on the beginning of the training text, with the special tokens that are needed."""
+def tokenizer_of(recipe: Recipe, documents: Iterable[Document], say: Say, objective: str = "causal",
+                 held_out: Iterable[Document] = ()) -> Tokenizer:
+    """The recipe's tokenizer: its file, or a new one trained on the beginning of the training text, with the special tokens that are needed.
+
+    Characters are those of the text that is held out too: one that the vocabulary has not could not be read.
+    """
     told = recipe.tokenizer
     if told.path is not None:
         return Tokenizer.load(Path(told.path))
-    texts, budget = [], told.train_bytes
-    for document in documents:
+    characters = told.kind == "characters"
+    texts, budget = [document.text for document in (*documents, *held_out)] if characters else [], told.train_bytes
+    for document in () if characters else documents:
         text = document.text.encode()[:budget]
         if not text:
             break
@@ -194,6 +211,8 @@ def tokenizer_of(recipe: Recipe, documents: Iterable[Document], say: Say, object
     further = [sentinel(i) for i in reversed(range(told.n_sentinels))] if objective == "span_corruption" else []
     if objective == "masked" and told.kind != "wordpiece":
         further = [MASK[0]]
+    if characters:
+        further = [END_OF_TEXT[0], *further]
     try:
         tokenizer = train_tokenizer(told.kind, texts, told.vocab_size, further=further)
     except TokenizerError as error:

@@ -70,7 +70,7 @@ class Pretraining:
         self.validation: Score | None = None
         self.evaluated_at, self.n_rollbacks = 0, 0
         self.losses: list[float] = []                                                 # of the updates since the last row of metrics.csv
-        self.run_folder = out if isinstance(out, Run) else Run.new(out, prepared.recipe, prepared.sources)
+        self.run_folder = out if isinstance(out, Run) else Run.new(out, prepared.recipe, prepared.sources, prepared.tokenizer)
         if isinstance(out, Run):
             self.restore(checkpoint)
         else:
@@ -98,7 +98,7 @@ class Pretraining:
                     self.roll_back(error)
                 except KeyboardInterrupt as interrupt:
                     if signals.insisted:
-                        raise                                                         # in the middle of an update: nothing whole to keep
+                        raise                                                         # nothing whole to keep
                     raise type(interrupt)(f"what was learned so far is in {self.checkpoint()}; "
                                           f"hanok pretrain --resume {self.run_folder.out} goes on") from None
         self.checkpoint()
@@ -150,7 +150,7 @@ class Pretraining:
         state = {"step": self.trainer.n_steps, "recipe": to_dict(self.prepared.recipe), "tokenizer_sha256": sha256_of(self.prepared.tokenizer),
                  "validation_loss": score.loss if score is not None and self.evaluated_at == self.trainer.n_steps else None,
                  "validation": None if score is None else dataclasses.asdict(score), "losses": self.losses, "rollbacks": self.n_rollbacks,
-                 "batches": self.batches.saved(), "trainer": plain}
+                 "batches": self.batches.saved(), "threads": torch.get_num_threads(), "trainer": plain}
         return self.run_folder.checkpoint(tensors, state, self.prepared.recipe.train.keep_checkpoints)
 
     def restore(self, checkpoint: Path | None) -> None:
@@ -159,6 +159,9 @@ class Pretraining:
             tensors, state = self.run_folder.read(checkpoint)
             carried = {name.removeprefix(CARRY): tensors.pop(name).clone() for name in list(tensors) if name.startswith(CARRY)}
             self.trainer.restore(tensors, state["trainer"])
+            if state.get("threads", threads := torch.get_num_threads()) != threads:
+                self.say(f"the checkpoint was made with {state['threads']} threads, this process has {threads}: equal to the bit is promised for the "
+                         f"same number (OMP_NUM_THREADS={state['threads']})")
             if isinstance(self.trainer.hidden, Carry):
                 self.trainer.hidden.restore(carried)
             self.batches.restore(state["batches"])
@@ -172,13 +175,22 @@ class Pretraining:
         return self.trainer.hidden.state() if isinstance(self.trainer.hidden, Carry) else {}
 
     def roll_back(self, error: DivergedError) -> None:
-        """Back to the newest checkpoint, to go on past the batch. DivergedError where the recipe stops there, or it came too often."""
-        if self.prepared.recipe.train.on_spike == "stop" or self.n_rollbacks == MOST_ROLLBACKS:
-            often = f" (the run had gone back {MOST_ROLLBACKS} times)" if self.n_rollbacks else ""
-            raise DivergedError(f"{error}{often}; what was learned before it is in {self.checkpoint()}", error.step, error.batch) from None
+        """Back to the newest checkpoint, to go on past the batch. DivergedError where the recipe stops there, or it came too often.
+
+        A run that stopped and is resumed draws the batch again; one that goes back has gone past it, and its checkpoint says so.
+        """
+        stops = self.prepared.recipe.train.on_spike == "stop"
+        if not stops:
+            self.batches.skip_latest()
+        if stops or self.n_rollbacks == MOST_ROLLBACKS:
+            self.batches.give_back()
+            path, often = self.checkpoint(), f" (the run had gone back {MOST_ROLLBACKS} times)" if self.n_rollbacks else ""
+            self.run_folder.amend(path, batches=self.batches.saved())                 # it may have been there
+            raise DivergedError(f"{error}{often}; what was learned before it is in {path}", error.step, error.batch) from None
         self.n_rollbacks += 1
-        self.batches.skip_latest()
-        self.restore(self.run_folder.checkpoints()[-1])
+        newest = self.run_folder.checkpoints()[-1]
+        self.restore(newest)
+        self.run_folder.amend(newest, batches=self.batches.saved(), rollbacks=self.n_rollbacks)
         self.say(f"{error}; back to step {self.trainer.n_steps}, and on past that batch ({self.n_rollbacks} of {MOST_ROLLBACKS})")
 
     # ---- the end

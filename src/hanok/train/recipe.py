@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hanok.config import from_dict, read_toml
+from hanok.config import converted, from_dict, read_toml
 from hanok.errors import ConfigError
 from hanok.models import catalog
 
@@ -20,14 +20,19 @@ class ModelRecipe:
     preset: str = "tiny"
     sizes: dict[str, Any] = field(default_factory=dict)  # settings of the family's config that differ from the preset's
 
+    def __post_init__(self) -> None:
+        """Sizes get the types of the family's config: the command line tells them as text. ConfigError: one that is no such number."""
+        if self.family in catalog.FAMILIES:
+            object.__setattr__(self, "sizes", converted(catalog.family(self.family).config, self.sizes, f"{self.family}'s model.sizes"))
+
 
 @dataclass(frozen=True)
 class TokenizerRecipe:
     """Which tokenizer: trained on the run's own text, or `path`."""
     path: str | None = None                              # tokenizer.json, or a folder that holds one; None: train one
-    kind: Literal["bpe", "wordpiece", "unigram"] = "bpe"
+    kind: Literal["bpe", "wordpiece", "unigram", "characters"] = "bpe"
     vocab_size: int = 4096                               # tokens
-    train_bytes: int = 16_000_000                        # bytes of training text that it sees at most
+    train_bytes: int = 16_000_000                        # bytes of training text that it sees at most; characters: of all text
     n_sentinels: int = 100                               # tokens <extra_id_0>, ... that one gets which is trained for span corruption
 
 
@@ -38,7 +43,7 @@ class DataRecipe:
     encoding: str = "utf-8"
     validation: float = 0.02                             # share of the text that is held out
     seq_len: int | None = None                           # tokens a row; None: the preset's context
-    separate: bool = False                               # whether no token looks across documents (recurrent models never do)
+    separate: bool = True                                # whether no token looks across documents (recurrent models never do)
     objective: Literal["causal", "masked", "span_corruption", "prefix", "seq2seq"] | None = None      # None: what the family and the files are for
     rate: float = 0.15                                   # masked, span_corruption: share of the tokens that are hidden
     mean_span_length: float = 3.0                        # span_corruption: tokens

@@ -44,7 +44,7 @@ def opened(run: Run, settings: Sequence[str], force: bool, say: Say) -> Pretrain
     written, sources, begun = run.told()
     plain = to_dict(from_dict(Recipe, written, str(run.out / "recipe.toml")))
     recipe = from_dict(Recipe, override(plain, settings), "recipe")
-    newest = next(reversed(run.checkpoints()), None)
+    newest, lost = run.newest_whole()
     state = {"recipe": plain} if newest is None else run.state(newest)
     changed = differences(to_dict(from_dict(Recipe, state["recipe"], str(newest))), to_dict(recipe))
     if changed and not force:
@@ -56,10 +56,19 @@ def opened(run: Run, settings: Sequence[str], force: bool, say: Say) -> Pretrain
         return None
     found = located(recipe, begun)
     same_sources(found, recipe, sources)
+    others = [change for change in changed if change.startswith("tokenizer.")]
+    if others:
+        raise ConfigError(f"{run.out}: the tokenizer of the recipe is not the one that the {'run' if newest is None else 'checkpoint'} was made with "
+                          f"({listed(others)}), and its model knows no other tokens; put it back, or begin a new run")
+    own = run.out / "tokenizer.json"
+    if own.is_file():
+        found = replace(found, tokenizer=replace(found.tokenizer, path=str(own)))
     prepared = replace(prepare(found, say), recipe=recipe)
     if newest is not None and state["tokenizer_sha256"] != sha256_of(prepared.tokenizer):
-        raise ConfigError(f"{newest}: the tokenizer of the recipe is not the one that the checkpoint was made with; "
-                          f"bring {recipe.tokenizer.path or 'the `tokenizers` package that trained it'} back")
+        what = f"{own} was changed: it" if own.is_file() else f"{own} is gone, and {recipe.tokenizer.path or 'what this machine trains in its place'}"
+        raise ConfigError(f"{what} is not the tokenizer that {newest} was made with; bring tokenizer.json back")
+    if lost:
+        say(f"{lost}; going back to {'the beginning' if newest is None else newest.name}")
     pretraining = Pretraining(prepared, run, newest, say)
     if changed:
         say(f"taken as edited: {listed(changed)}")

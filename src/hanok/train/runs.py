@@ -1,11 +1,13 @@
 """What surrounds a long run: batches that can be gone past and found again, and signals that wait for the end of an update.
 
-A signal in the middle of an update would leave half of the weights moved; so the first one only asks, and the second insists.
+A signal in the middle of an update would leave half of the weights moved; so the first one only asks. What sends one often sends it twice (a shell to
+its group, a supervisor), so an echo is let go by, and only a third, or one that comes after seconds, insists.
 """
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping
 from types import FrameType
@@ -34,11 +36,13 @@ class Batches:
         self.loader, self.n_drawn = loader, 0
         self.skipped: set[int] = set()
         self.latest: deque[int] = deque(maxlen=at_a_time)    # numbers of the batches of the latest update
+        self.places: deque[dict[str, Any]] = deque(maxlen=at_a_time)     # and where they were drawn
 
     def __iter__(self) -> Iterator[Batch]:
         return self
 
     def __next__(self) -> Batch:
+        self.places.append(self.saved())
         while self.n_drawn in self.skipped:
             next(self.loader)
             self.n_drawn += 1
@@ -50,6 +54,11 @@ class Batches:
     def skip_latest(self) -> None:
         """The batches of the latest update will not be given again."""
         self.skipped.update(self.latest)
+
+    def give_back(self) -> None:
+        """The batches of the latest update will be drawn once more (and given, unless they are skipped)."""
+        if self.places:
+            self.restore(self.places[0])
 
     def state(self) -> dict[str, int]:
         """The next batch's place, in few words for people."""
@@ -71,11 +80,16 @@ class Terminated(KeyboardInterrupt):
 
 
 class Signals:
-    """Inside, Ctrl-C and SIGTERM ask to leave: `leave_if_asked` raises between two updates. A second one raises wherever it comes (`insisted`)."""
+    """Inside, Ctrl-C and SIGTERM ask to leave: `leave_if_asked` raises between two updates, and there is time for a checkpoint.
+
+    A third one, or another after `patience` seconds, raises wherever it comes (`insisted`).
+    """
     NAMES = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self) -> None:
+    def __init__(self, patience: float = 5.0) -> None:
+        self.patience = patience
         self.asked: type[KeyboardInterrupt] | None = None
+        self.heard: list[float] = []                                 # when each came, in seconds
         self.insisted = False
         self.before: dict[signal.Signals, Any] = {}
 
@@ -90,10 +104,11 @@ class Signals:
 
     def hear(self, number: int, frame: FrameType | None) -> None:
         kind = Terminated if number == signal.SIGTERM else KeyboardInterrupt
-        if self.asked is not None:
+        self.heard.append(time.monotonic())
+        if self.asked and (len(self.heard) > 2 or self.heard[-1] - self.heard[0] >= self.patience):
             self.insisted = True
-            raise kind
-        self.asked = kind
+            raise kind("left at once, in the middle of an update or of a checkpoint; what the last whole checkpoint holds is what stays")
+        self.asked = self.asked or kind
 
     def leave_if_asked(self, step: object = None) -> None:
         """KeyboardInterrupt, or Terminated, where a signal came."""

@@ -23,15 +23,25 @@ def warmed(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / max(1, warmup_steps))
 
 
+def until_peak(step: int, progress: float, warmup_steps: int) -> float:
+    """The share of the run that its warm-up takes: by updates exactly, by time at the mean pace so far; until its end all of `progress`."""
+    return progress * min(1.0, warmup_steps / step if step else 1.0)
+
+
 def cosine(step: int, progress: float, *, warmup_steps: int, floor: float) -> float:
-    """Linear warm-up over `warmup_steps` updates, then half a cosine down to `floor` (SGDR, arXiv:1608.03983)."""
-    return warmed(step, warmup_steps) * (floor + (1 - floor) * (1 + math.cos(math.pi * min(1.0, progress))) / 2)
+    """Linear warm-up over `warmup_steps` updates, then, from the peak on, half a cosine down to `floor` (SGDR, arXiv:1608.03983)."""
+    progress = min(1.0, progress)
+    begin = until_peak(step, progress, warmup_steps)
+    behind = (progress - begin) / (1 - begin) if begin < progress else 0.0
+    return warmed(step, warmup_steps) * (floor + (1 - floor) * (1 + math.cos(math.pi * behind)) / 2)
 
 
 def wsd(step: int, progress: float, *, warmup_steps: int, decay: float, floor: float) -> float:
-    """Warm-up, stable, decay: a trapezoid whose last `decay` of the run is a line down to `floor` (arXiv:2404.06395, 2405.18392)."""
-    left = max(0.0, 1 - progress)
-    return warmed(step, warmup_steps) * (floor + (1 - floor) * min(1.0, left / decay if decay else 1.0))
+    """Warm-up, stable, decay: a trapezoid whose last `decay` of the run, or all behind the peak, is a line down to `floor` (arXiv:2404.06395,
+    2405.18392)."""
+    progress = min(1.0, progress)
+    falls = min(decay, 1 - until_peak(step, progress, warmup_steps))
+    return warmed(step, warmup_steps) * (floor + (1 - floor) * min(1.0, (1 - progress) / falls if falls else 1.0))
 
 
 def noam(step: int, *, warmup_steps: int) -> float:

@@ -29,14 +29,35 @@ def take(trainer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
                     if isinstance(value, Tensor)}
         keys = sorted({key for state in states.values() for key, value in state.items() if isinstance(value, Tensor)})
         kinds.append({"kind": type(optimizer).__name__, "keys": keys, "untouched": [name for name in named if name not in states]})
-    tensors["random/torch"] = torch.get_rng_state()
-    if trainer.device.type == "cuda":
-        tensors["random/cuda"] = torch.cuda.get_rng_state(trainer.device)
+    drawn, dice = chance(trainer.device)
+    return {**tensors, **drawn}, {
+        "step": trainer.n_steps, "tokens": trainer.n_tokens, "seconds": trainer.seconds, "losses": list(trainer.guard.losses), "optimizers": kinds,
+        **dice}
+
+
+Chance = tuple[dict[str, Tensor], dict[str, Any]]
+"""Every random state: torch's as tensors, those of Python and NumPy as plain data."""
+
+
+def chance(device: torch.device) -> Chance:
+    """Where the random numbers stand."""
+    tensors = {"random/torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        tensors["random/cuda"] = torch.cuda.get_rng_state(device)
     version, words, gauss = random.getstate()
     dice: Any = np.random.get_state(legacy=False)
-    return tensors, {
-        "step": trainer.n_steps, "tokens": trainer.n_tokens, "seconds": trainer.seconds, "losses": list(trainer.guard.losses), "optimizers": kinds,
-        "python": [version, list(words), gauss], "numpy": {**dice, "state": {**dice["state"], "key": dice["state"]["key"].tolist()}}}
+    return tensors, {"python": [version, list(words), gauss], "numpy": {**dice, "state": {**dice["state"], "key": dice["state"]["key"].tolist()}}}
+
+
+def set_chance(drawn: tuple[Mapping[str, Tensor], Mapping[str, Any]], device: torch.device) -> None:
+    """They go on where `chance` was asked."""
+    tensors, plain = drawn
+    version, words, gauss = plain["python"]
+    random.setstate((version, tuple(words), gauss))
+    np.random.set_state({**plain["numpy"], "state": {**plain["numpy"]["state"], "key": np.array(plain["numpy"]["state"]["key"], np.uint32)}})
+    torch.set_rng_state(tensors["random/torch"].cpu().clone())
+    if device.type == "cuda" and "random/cuda" in tensors:
+        torch.cuda.set_rng_state(tensors["random/cuda"].cpu().clone(), device)
 
 
 def put_back(trainer: Any, tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
@@ -61,12 +82,7 @@ def put_back(trainer: Any, tensors: Mapping[str, Tensor], plain: Mapping[str, An
         trainer.optimizers[i].state[p][key] = tensors[place].to(p.device, copy=True)
     trainer.n_steps, trainer.n_tokens, trainer.seconds = plain["step"], plain["tokens"], plain["seconds"]
     trainer.guard.losses = deque(plain["losses"], trainer.guard.losses.maxlen)
-    version, words, gauss = plain["python"]
-    random.setstate((version, tuple(words), gauss))
-    np.random.set_state({**plain["numpy"], "state": {**plain["numpy"]["state"], "key": np.array(plain["numpy"]["state"]["key"], np.uint32)}})
-    torch.set_rng_state(tensors["random/torch"].cpu().clone())
-    if trainer.device.type == "cuda" and "random/cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random/cuda"].cpu().clone(), trainer.device)
+    set_chance((tensors, plain), trainer.device)
 
 
 def fixed(trainer: Any) -> dict[str, Tensor]:

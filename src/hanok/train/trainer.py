@@ -18,7 +18,8 @@ from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.errors import DataError
 from hanok.nn.loss import chunk_tokens, token_cross_entropy
 from hanok.train import snapshot
-from hanok.train.compiled import Hidden, hidden_of
+from hanok.train.carry import Carry
+from hanok.train.compiled import Compiled, Hidden, hidden_of
 from hanok.train.ema import Average
 from hanok.train.guard import DivergedError, Guard
 from hanok.train.optim import set_learning_rates
@@ -72,26 +73,53 @@ class Trainer:
     def step(self) -> Step:
         """One update. DataError where there is no target.
 
-        DivergedError where loss or gradient is no number or the loss leapt up: weights, optimizers and counts are as they were before the step.
+        DivergedError where loss or gradient is no number or the loss leapt up: all but the batches' place is as it was before the step, weights,
+        optimizers, counts, random and carried states.
         """
         begin = time.perf_counter()
         now = share(self.recipe, self.n_steps, self.progress)
-        place = self.batches.state() if hasattr(self.batches, "state") else {}
+        place, before = self.batches.state() if hasattr(self.batches, "state") else {}, self.mark()
         micro_batches = [next(self.batches) for _ in range(self.recipe.grad_accum_steps)]
         counts = [int(targets_of(batch).ne(IGNORE_INDEX).sum()) for batch in micro_batches]
         n_targets = sum(counts)
         if not n_targets:
             raise DataError(f"the batches of step {self.n_steps + 1} ask for nothing; give documents of more than one token")
         try:
-            loss, norm = self.accumulate(micro_batches, counts)
+            loss, norm = self.gradients(micro_batches, counts, before)
             self.guard.check(self.n_steps + 1, loss, norm, place)
             self.update(now, norm)
+        except DivergedError:
+            self.go_back(before)
+            raise
         finally:
             for p in self.parameters:
                 p.grad = None
         took = time.perf_counter() - begin
         self.n_steps, self.n_tokens, self.seconds = self.n_steps + 1, self.n_tokens + n_targets, self.seconds + took
         return Step(self.n_steps, self.n_tokens, self.seconds, loss, now * self.recipe.learning_rate, norm, min(1.0, self.progress), n_targets / took)
+
+    def mark(self) -> tuple[snapshot.Chance, dict[str, Tensor]]:
+        """What an update draws from and carries on: random states and a recurrent model's memory."""
+        return snapshot.chance(self.device), self.hidden.state() if isinstance(self.hidden, Carry) else {}
+
+    def go_back(self, mark: tuple[snapshot.Chance, dict[str, Tensor]]) -> None:
+        """As if the update had not been begun."""
+        snapshot.set_chance(mark[0], self.device)
+        if isinstance(self.hidden, Carry):
+            self.hidden.restore(mark[1])
+
+    def gradients(self, micro_batches: Sequence[Batch], counts: Sequence[int], before: tuple[snapshot.Chance, dict[str, Tensor]]
+                  ) -> tuple[float, float]:
+        """`accumulate`, and once more without the compiler where its backward pass fails: that is compiled when it is first asked for."""
+        try:
+            return self.accumulate(micro_batches, counts)
+        except Exception as error:
+            if not isinstance(self.hidden, Compiled) or not self.hidden.gives_up(error):
+                raise
+        self.go_back(before)
+        for p in self.parameters:
+            p.grad = None
+        return self.accumulate(micro_batches, counts)
 
     def accumulate(self, micro_batches: Sequence[Batch], counts: Sequence[int]) -> tuple[float, float]:
         """The gradients of the mean over all targets; that mean and the gradients' norm."""
