@@ -11,6 +11,7 @@ import torch
 
 from hanok.contracts import Batch
 from hanok.errors import ConfigError
+from hanok.text.tokenizer import train
 from hanok.train import metrics, samples
 from hanok.train.pretrain import Pretraining, prepare
 from hanok.train.recipe import DataRecipe, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
