@@ -25,10 +25,7 @@ SCRATCH = Path("runs") / "notes"
 PAGES = {"en": Path("docs") / "notes.md", "ko": Path("docs") / "notes.ko.md"}
 WIDTH = 110
 ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-WORDS = {
-    "en": ("printed", "Not built yet", "the same command as above"),
-    "ko": ("출력", "아직 만들지 않음", "위와 같은 명령"),
-}
+WORDS = {"en": ("Not built yet", "the same command as above"), "ko": ("아직 만들지 않음", "위와 같은 명령")}
 
 
 def load(root: Path = ROOT) -> dict[str, Any]:
@@ -98,7 +95,7 @@ def excerpt(text: str, patterns: list[str], where: str) -> list[str]:
 
 def page(notes: dict[str, Any], printed: dict[str, str] | None, language: str) -> str:
     """A page; without what was printed, the skeleton that `--check` compares."""
-    _, missing, same = WORDS[language]
+    missing, same = WORDS[language]
     parts, number, last = [notes["title"][language], "", notes["introduction"][language].strip(), ""], 0, None
     for section in notes["section"]:
         parts += [f"## {section[language]}", ""]

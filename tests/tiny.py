@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import random
 from functools import cache
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -25,6 +26,13 @@ def prose(n_words: int, seed: int = 0) -> str:
         at = (at + 1) % len(WORDS) if draw.random() < 0.8 else draw.randrange(len(WORDS))
         words.append(WORDS[at] + (".\n" if draw.random() < 0.1 else ""))
     return " ".join(words)
+
+
+def write_prose(folder: Path, n_files: int, n_words: int) -> Path:
+    """Files of prose, each another."""
+    for n in range(n_files):
+        (folder / f"{n}.txt").write_text(prose(n_words, seed=n), encoding="utf-8")
+    return folder
 
 
 @cache

@@ -215,6 +215,12 @@ def overlap(one: tuple[int, int], other: tuple[int, int]) -> int:
     return max(0, min(one[1], other[1]) - max(one[0], other[0]))
 
 
+def quoted(text: str, most: int | None = None) -> str:
+    """A text on one line, cut where it is longer than `most` characters."""
+    line = " ".join(text.split())
+    return f'"{line if most is None or len(line) <= most else line[:most - 1] + "…"}"'
+
+
 def numbered(names: Sequence[str]) -> list[str]:
     """A name that comes again says so: a, b, a (2)."""
     seen: Counter[str] = Counter()

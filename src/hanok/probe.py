@@ -18,7 +18,6 @@ from hanok.errors import RequestError
 from hanok.nn.attention import CrossAttention, SelfAttention, attention_weights
 from hanok.nn.lower import FusedSelfAttention
 from hanok.nn.masks import Frame
-from hanok.nn.position import rotate
 from hanok.nn.recurrent import Alignment
 from hanok.nn.stack import Stack
 
@@ -34,9 +33,7 @@ class Probe:
 
 def self_weights(attention: SelfAttention, x: Tensor, frame: Frame) -> Tensor:
     """(B,T,D) -> (B,H,T,T)."""
-    q, k = attention.queries(x), attention.keys_values(x)[0]
-    if frame.rotation is not None:
-        q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
+    q, k, _ = attention.placed(x, frame)
     return attention_weights(q, k, frame.mask, frame.is_causal, attention.scale)
 
 

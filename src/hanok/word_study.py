@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from hanok.attention_view import Attention
+from hanok.attention_view import Attention, quoted
 from hanok.errors import RequestError
 
 SAME = 1e-5
@@ -206,10 +206,9 @@ def percent(share: float) -> str:
     return f"{100 * share:.0f}%" if share >= 0.0995 or share == 0 else f"{100 * share:.1f}%" if share >= 5e-4 else "under 0.1%"
 
 
-def quoted(text: str, most: int = 40) -> str:
-    """A text on one line, cut where it is long."""
-    line = " ".join(text.split())
-    return f'"{line if len(line) <= most else line[:most - 1] + "…"}"'
+def named(text: str) -> str:
+    """A text as findings call it."""
+    return quoted(text, 40)
 
 
 def behind(sentence: InSentence, begin: str) -> list[str]:
@@ -222,7 +221,7 @@ def behind(sentence: InSentence, begin: str) -> list[str]:
     back, (layer, head, most) = float(attention.between(other, word).mean()), attention.heads_between(other, word, 1)[0]
     n = attention.n_layers * attention.n_heads
     shares = f"{percent(back)} of its weight on average, {percent(most)} in head {layer}.{head}" if n > 1 else f"{percent(back)} of its weight"
-    told = [f"{begin} {quoted(sentence.text)} '{word}' cannot see '{other}', which stands behind it: weight {forward:g} in {all_heads(n)}. "
+    told = [f"{begin} {named(sentence.text)} '{word}' cannot see '{other}', which stands behind it: weight {forward:g} in {all_heads(n)}. "
             f"It is '{other}' that looks at '{word}': {shares}."]
     if (difference := sentence.cut_difference) is not None:
         same = "the same vector" if difference < SAME else "another"
@@ -274,7 +273,7 @@ def by_order(sentence: InSentence) -> list[str]:
     side = {1: "the next word", -1: "the word before"}.get(step, distance)
     verdict = ("it follows order, whatever the words mean" if mean >= weight / 2 else "it does not do so by order alone")
     return [f"Head {layer}.{head}, which ties '{sentence.word}' to '{sentence.partner}' ({percent(weight)}), gives {side} {percent(mean)} from the "
-            f"other words of {quoted(sentence.text)}: {verdict}."]
+            f"other words of {named(sentence.text)}: {verdict}."]
 
 
 def nearest_meaning(sentence: InSentence) -> str:
@@ -282,7 +281,7 @@ def nearest_meaning(sentence: InSentence) -> str:
     ranked = sorted(((float(values[-1]), name) for name, values in sentence.meanings.items()), reverse=True)
     first = max(sentence.meanings, key=lambda name: float(sentence.meanings[name][0]))
     told = ", ".join(f"'{name}' {value:.3f}" for value, name in ranked)
-    where = f"In {quoted(sentence.text)} '{sentence.word}'"
+    where = f"In {named(sentence.text)} '{sentence.word}'"
     if len(ranked) == 1:
         return f"{where} ends with a cosine of {told} in its place."
     change = "so it was at the embedding" if ranked[0][1] == first else f"at the embedding it was '{first}'"
@@ -298,5 +297,5 @@ def moved(one: InSentence, other: InSentence) -> str:
     best, n = int(gain.argmax()), len(gain) - 1
     most = f", most behind layer {best} ({float(gain[best]):+.3f})" if gain[best] > 0 else ""
     layers = f"it does behind {int((gain[1:] > 0).sum())} of {n} layers{most}"
-    return (f"{'Holds' if float(gain[-1]) > 0 else 'Does not hold'} behind the last layer: beside {quoted(other.text)}, {quoted(one.text)} moves "
+    return (f"{'Holds' if float(gain[-1]) > 0 else 'Does not hold'} behind the last layer: beside {named(other.text)}, {named(one.text)} moves "
             f"'{one.word}' more towards '{wanted}' than towards '{unwanted}' (changes of cosine: {last}); {layers}.")

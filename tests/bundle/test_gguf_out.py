@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from hanok.bundle import gguf_out
 from hanok.bundle.bundle import Bundle, load_bundle, save_bundle
-from hanok.bundle.gguf_out import export_gguf, expressible, losses, writable
+from hanok.bundle.gguf_out import export_gguf, losses, writable
 from hanok.bundle.imports import import_gguf
+from hanok.bundle.tables import expressible
 from hanok.bundle.weights import parameters
 from hanok.contracts import Batch
 from hanok.errors import ConfigError, DataError, HanokError, WeightsError
@@ -234,7 +235,7 @@ def test_a_family_without_architecture_says_which_have_one(tmp_path):
 ])
 def test_a_config_without_architecture_says_what_it_needs(name, config, told, tmp_path):
     assert told in refused(ConfigError, bundle(config, name), tmp_path / "x.gguf")
-    assert not expressible(catalog.family(name), config) and expressible(catalog.family(name), CASES[name][1])
+    assert not expressible(catalog.family(name).gguf, config) and expressible(catalog.family(name).gguf, CASES[name][1])
 
 
 def test_a_tokenizer_that_llama_cpp_would_cut_otherwise_is_refused(tmp_path):

@@ -10,8 +10,9 @@ import torch
 import transformers
 
 from hanok.bundle.bundle import Bundle
-from hanok.bundle.huggingface import expressible, read_config, read_weights
+from hanok.bundle.huggingface import read_config, read_weights
 from hanok.bundle.imports import export_folder, import_folder
+from hanok.bundle.tables import expressible
 from hanok.bundle.weights import read_folder, write_safetensors
 from hanok.contracts import Batch
 from hanok.errors import ConfigError, HanokError, WeightsError
@@ -186,7 +187,7 @@ def test_a_config_that_they_cannot_express_says_what_it_needs(name, config, told
     family = catalog.family(name)
     with pytest.raises(ConfigError, match=told):
         export_folder(Bundle(family, config, family.build(config)), tmp_path / "out")
-    assert not expressible(family, config) and expressible(family, BY_NAME[name].config) and not list(tmp_path.iterdir())
+    assert not expressible(family.hf, config) and expressible(family.hf, BY_NAME[name].config) and not list(tmp_path.iterdir())
 
 
 def test_what_a_file_leaves_out_is_what_their_class_takes():

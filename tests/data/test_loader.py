@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbers_as_text import Numbers
 
 from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.data.corpus import build_corpus
@@ -22,15 +23,6 @@ from hanok.data.sources import Document
 from hanok.errors import ConfigError, DataError
 
 plain = partial(causal, separate=False)
-
-
-class Numbers:
-    """Numbers in decimal are the ids, so that a token can be its own place in the corpus."""
-    vocab_size = 1000
-    specials: dict[str, int] = {}
-
-    def encode_batch(self, texts):
-        return [[int(number) for number in text.split()] for text in texts]
 
 
 @contextmanager

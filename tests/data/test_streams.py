@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numbers_as_text import Numbers
 
 from hanok.contracts import IGNORE_INDEX
 from hanok.data.corpus import build_corpus
@@ -19,15 +20,6 @@ from hanok.data.streams import Streams, stream_windows
 from hanok.errors import ConfigError, DataError
 
 lengths = st.lists(st.integers(1, 40), min_size=1, max_size=8).filter(lambda parts: sum(parts) > 8)
-
-
-class Numbers:
-    """Numbers in decimal are the ids, so that a token can be its own place in the corpus."""
-    vocab_size = 1000
-    specials: dict[str, int] = {}
-
-    def encode_batch(self, texts):
-        return [[int(number) for number in text.split()] for text in texts]
 
 
 @contextmanager

@@ -13,18 +13,10 @@ from hanok.contracts import Batch
 from hanok.errors import ConfigError, RequestError
 from hanok.models import catalog
 from hanok.nn.lower import StreamLinear, lower
+from repeatable import close
 from zoo import BY_NAME, D, V
 
-
-@pytest.fixture(autouse=True)
-def repeatable():
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-
-
-def close(got, expected, tolerance=1e-5):
-    torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
+pytestmark = pytest.mark.usefixtures("repeatable")
 
 
 def source_of(*lengths):

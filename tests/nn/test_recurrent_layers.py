@@ -26,21 +26,12 @@ from hanok.nn.recurrent import (
     RecurrentState,
     Source,
 )
+from repeatable import close
 
+pytestmark = pytest.mark.usefixtures("repeatable")
 LAYERS = {"rnn": (RNN, nn.RNN), "gru": (GRU, nn.GRU), "lstm": (LSTM, nn.LSTM)}
 kinds = pytest.mark.parametrize("kind", LAYERS)
 D_IN, D = 5, 7
-
-
-@pytest.fixture(autouse=True)
-def repeatable():
-    torch.manual_seed(0)
-    with torch.no_grad():
-        yield
-
-
-def close(got, expected, tolerance=1e-5):
-    torch.testing.assert_close(got, expected, atol=tolerance, rtol=0)
 
 
 def layers(kind, n_layers=2, **more):

@@ -24,7 +24,7 @@ from hanok.train.pretrain import Pretraining, prepare
 from hanok.train.recipe import DataRecipe, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
 from hanok.train.resume import resume
 from hanok.train.trainer import Trainer
-from tiny import prose, tokenizer
+from tiny import prose, tokenizer, write_prose
 
 SMALL = {"d_model": 32, "n_layers": 1, "n_decoder_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_head": 16, "d_ff": 64}
 DECODERS = [name for name, family in catalog.FAMILIES.items() if family.objective == "causal"]
@@ -32,19 +32,9 @@ BOTH = [name for name, family in catalog.FAMILIES.items() if family.objective ==
 WORDS = [line.split() for line in prose(2000).splitlines() if len(line.split()) > 2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HANOK_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> str:
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(3):
-        (folder / f"{n}.txt").write_text(prose(300, seed=n), encoding="utf-8")
-    return str(folder)
+    return str(write_prose(tmp_path_factory.mktemp("text"), 3, 300))
 
 
 @pytest.fixture(scope="module")

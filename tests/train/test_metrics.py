@@ -16,7 +16,7 @@ from hanok.train import metrics, samples
 from hanok.train.pretrain import Pretraining, prepare
 from hanok.train.recipe import DataRecipe, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
 from hanok.train.resume import resume
-from tiny import bundle, prose, tokenizer
+from tiny import bundle, prose, tokenizer, write_prose
 from zoo import BY_NAME
 
 SIZES = {"d_model": 32, "n_layers": 1, "n_heads": 2, "d_ff": 64}
@@ -24,18 +24,9 @@ TRAIN = TrainRecipe(steps=12, micro_batch_size=4, warmup_steps=2, eval_every=6, 
                     sample_prompt="the house", sample_tokens=6)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HANOK_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> Recipe:
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(3):
-        (folder / f"{n}.txt").write_text(prose(300, seed=n), encoding="utf-8")
+    folder = write_prose(tmp_path_factory.mktemp("text"), 3, 300)
     return Recipe(ModelRecipe("gpt2", sizes=SIZES), TokenizerRecipe(vocab_size=300), DataRecipe((str(folder),), validation=0.2, seq_len=24), TRAIN)
 
 

@@ -22,30 +22,20 @@ from hanok.data.sources import Document
 from hanok.disk import sha256
 from hanok.errors import ConfigError, DataError, HanokError
 from hanok.text.tokenizer import train
-from hanok.train.pretrain import Prepared, Pretraining, prepare, tokenizer_of
+from hanok.train.data_of_run import RunData, tokenizer_of
+from hanok.train.pretrain import Pretraining, prepare
 from hanok.train.recipe import DataRecipe, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
-from tiny import prose, tokenizer
+from tiny import prose, tokenizer, write_prose
 
 SIZES = {"d_model": 32, "n_layers": 1, "n_heads": 2, "n_kv_heads": 1, "d_ff": 64, "dropout": 0.1}
 TRAIN = TrainRecipe(steps=30, micro_batch_size=8, learning_rate=2e-2, warmup_steps=5, eval_every=12, eval_tokens=300, checkpoint_every=10, seed=3)
 N_TOKENS = 300
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    """Corpora are kept here."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HANOK_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
     """Four files of prose."""
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(4):
-        (folder / f"{n}.txt").write_text(prose(700, seed=n), encoding="utf-8")
-    return folder
+    return write_prose(tmp_path_factory.mktemp("text"), 4, 700)
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +44,7 @@ def recipe(text) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def prepared(recipe) -> Prepared:
+def prepared(recipe) -> RunData:
     return prepare(recipe)
 
 
@@ -132,7 +122,7 @@ def test_the_validation_numbers_equal_a_recomputation(finished):
     assert metrics["tokens"] == int(last["tokens"]) == steps_tokens(made)
 
 
-def evaluated(prepared: Prepared) -> list[list[tuple[int, int]]]:
+def evaluated(prepared: RunData) -> list[list[tuple[int, int]]]:
     """(token, what it is asked for), window by window."""
     return [[(token, target) for token, target in zip(tokens, targets) if target != IGNORE_INDEX] for batch in prepared.windows()
             for tokens, targets in zip(batch.token_ids.tolist(), batch.targets.tolist())]

@@ -15,7 +15,7 @@ from hanok.errors import ConfigError
 from hanok.models import catalog
 from hanok.train.pretrain import Pretraining, prepare
 from hanok.train.recipe import Recipe, TrainRecipe, read_recipe
-from tiny import WORDS, prose
+from tiny import WORDS, write_prose
 
 FOLDER = Path(__file__).parents[2] / "recipes"
 FILES = sorted(FOLDER.glob("*.toml"))
@@ -24,19 +24,10 @@ SMALL = {"d_model": 32, "n_layers": 1, "n_decoder_layers": 1, "n_heads": 2, "n_k
 MOST_LINES = 60
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HANOK_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
     """Prose, and the same sentences beside their answers: every word in capitals."""
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(4):
-        (folder / f"{n}.txt").write_text(prose(700, seed=n), encoding="utf-8")
+    folder = write_prose(tmp_path_factory.mktemp("text"), 4, 700)
     draw = random.Random(0)
     words = [word for word in WORDS if word.isascii()]
     pairs = [" ".join(draw.choices(words, k=draw.randrange(2, 6))) for _ in range(400)]

@@ -20,12 +20,13 @@ from hanok.errors import ConfigError, DataError
 from hanok.text.tokenizer import Tokenizer
 from hanok.train import checkpoint, data_of_run
 from hanok.train.checkpoint import Run
-from hanok.train.pretrain import MOST_ROLLBACKS, Prepared, Pretraining, prepare
+from hanok.train.data_of_run import RunData
+from hanok.train.pretrain import MOST_ROLLBACKS, Pretraining, prepare
 from hanok.train.recipe import DataRecipe, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
 from hanok.train.resume import differences, resume
 from hanok.train.runs import Batches, Signals, Terminated
 from hanok.train.trainer import DivergedError
-from tiny import prose
+from tiny import prose, write_prose
 from tiny import tokenizer as words
 
 TRAIN = TrainRecipe(steps=14, micro_batch_size=4, learning_rate=1e-2, warmup_steps=4, eval_every=6, eval_tokens=300, checkpoint_every=5, seed=3)
@@ -41,18 +42,9 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HANOK_HOME", str(tmp_path_factory.mktemp("home")))
-        yield
-
-
 @pytest.fixture(scope="module")
 def text(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("text")
-    for n in range(3):
-        (folder / f"{n}.txt").write_text(prose(300, seed=n), encoding="utf-8")
+    folder = write_prose(tmp_path_factory.mktemp("text"), 3, 300)
     lines = prose(900, seed=9).replace(".\n", " ").split()
     (folder / "pairs.tsv").write_text("source\ttarget\n" + "".join(
         f"{' '.join(lines[i:i + 4])}\t{' '.join(reversed(lines[i:i + 4]))}\n" for i in range(0, 800, 4)), encoding="utf-8")
@@ -66,11 +58,11 @@ def recipe_of(kind: str, text: Path) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def prepared(text) -> Prepared:
+def prepared(text) -> RunData:
     return prepare(recipe_of("gpt2", text))
 
 
-def changed(prepared: Prepared, **settings) -> Prepared:
+def changed(prepared: RunData, **settings) -> RunData:
     return replace(prepared, recipe=replace(prepared.recipe, train=replace(prepared.recipe.train, **settings)))
 
 

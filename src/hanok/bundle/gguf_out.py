@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hanok.bundle import tables
 from hanok.bundle.bundle import Bundle
 from hanok.bundle.weights import parameters
 from hanok.config import to_dict
 from hanok.disk import new_file
-from hanok.errors import ConfigError, DataError, WeightsError
-from hanok.models import catalog
+from hanok.errors import DataError, WeightsError
 from hanok.models.family import Family, GGUFTable, Weight
 from hanok.text.gguf_vocab_out import end_without_stops, gguf_from_tokenizer, kept_stop_ids
 
@@ -35,23 +35,7 @@ LARGEST: dict[Kind, float] = {"f32": torch.finfo(torch.float32).max, "f16": 6550
 
 def writable(family: Family, config: Any) -> GGUFTable:
     """The architecture that can express this config. ConfigError says what stands in the way."""
-    if not family.gguf:
-        able = ", ".join(f.name for f in catalog.FAMILIES.values() if f.gguf)
-        raise ConfigError(f"GGUF has no architecture for {family.name}; families that it has one for are {able}")
-    for table in family.gguf:
-        if _fits(table, config):
-            return table
-    wants = "; or ".join(", ".join(f"{name} = {value}" for name, value in table.requires.items()) for table in family.gguf)
-    raise ConfigError(f"no GGUF architecture expresses this {family.name}: it needs {wants}")
-
-
-def expressible(family: Family, config: Any) -> bool:
-    """Whether GGUF can express this config: what `writable` would refuse need not be suggested."""
-    return any(_fits(table, config) for table in family.gguf)
-
-
-def _fits(table: GGUFTable, config: Any) -> bool:
-    return all(getattr(config, name) == value for name, value in table.requires.items())
+    return tables.writable(family, lambda f: f.gguf, config, "GGUF", "architecture", "it has one for")
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hanok.bundle import tables
 from hanok.bundle.weights import parameters
 from hanok.config import from_dict, to_dict
 from hanok.errors import ConfigError, WeightsError
@@ -94,25 +95,7 @@ def _normalised(table: HFTable, config: Any, tensors: Mapping[str, Tensor]) -> d
 
 def writable(family: Family, config: Any) -> HFTable:
     """The class that can express this config. ConfigError says what stands in the way."""
-    if not family.hf:
-        able = ", ".join(f.name for f in catalog.FAMILIES.values() if f.hf)
-        raise ConfigError(f"Hugging Face has no class for {family.name}; families that export are {able}")
-    obstacles = [obstacle(table, config) for table in family.hf]
-    if "" not in obstacles:
-        raise ConfigError(f"no Hugging Face class expresses this {family.name}: it needs {'; or '.join(obstacles)}")
-    return family.hf[obstacles.index("")]
-
-
-def expressible(family: Family, config: Any) -> bool:
-    """Whether a Hugging Face class can express this config: what `writable` would refuse need not be suggested."""
-    return any(not obstacle(table, config) for table in family.hf)
-
-
-def obstacle(table: HFTable, config: Any) -> str:
-    """What the class needs and this config has not; empty where it can be expressed."""
-    if any(getattr(config, name) != value for name, value in table.requires.items()):
-        return ", ".join(f"{name} = {value}" for name, value in table.requires.items())
-    return table.refuses(config)
+    return tables.writable(family, lambda f: f.hf, config, "Hugging Face", "class", "export")
 
 
 def write_config(table: HFTable, config: Any) -> dict[str, Any]:

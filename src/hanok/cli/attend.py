@@ -81,6 +81,7 @@ def attend(
 def of_text(attention: Any, layer: int | None, head: int | None, out: Path | None, quiet: bool) -> dict[str, Any]:
     """All words of one text: the picture, the terminal's table, and both as data."""
     from hanok import pictures, report
+    from hanok.attention_view import quoted
     weights = attention.matrix(layer, head)
     rows, columns = attention.rows, attention.columns
     names = rows.name, columns.name
@@ -204,12 +205,9 @@ def itself(attention: Any) -> str:
 
 def both(sentence: Any) -> str:
     """The sentence on one line; of an encoder-decoder what was read, and what was written."""
+    from hanok.attention_view import quoted
     attention = sentence.attention
     return f"{quoted(attention.columns.text)} → {quoted(attention.rows.text)}" if attention.is_cross else quoted(sentence.text)
-
-
-def quoted(text: str) -> str:
-    return f'"{" ".join(text.split())}"'
 
 
 def told(weight: float) -> str:

@@ -94,9 +94,9 @@ def finished_already(folder: Path, json: bool) -> None:
 
 def what_next(bundle: Any, folder: str) -> list[str]:
     """What can be done with such a model."""
-    from hanok.bundle.huggingface import expressible
+    from hanok.bundle.tables import expressible
     asked = [f'hanok generate {folder} --prompt "..."'] if bundle.family.kind != "encoder" else []
-    return [*asked, f"hanok show {folder}", *([f"hanok export {folder} OUT --to hf"] if expressible(bundle.family, bundle.config) else [])]
+    return [*asked, f"hanok show {folder}", *([f"hanok export {folder} OUT --to hf"] if expressible(bundle.family.hf, bundle.config) else [])]
 
 
 def make_recipe(text: list[Path] | None, file: Path | None, family: str | None, preset: str | None, steps: int | None, seed: int | None,

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from hanok.config import from_dict, read_json, to_dict, write_json
 from hanok.data.sources import Document
 from hanok.errors import ConfigError, DataError, TokenizerError
 
+C = TypeVar("C")
 PIECE_LENGTH = 1 << 20
 """Characters in a piece of a document that is too long to encode at once: at least this many, at most twice as many."""
 BATCH_LENGTH = 4 << 20
@@ -122,12 +123,18 @@ def end_of_text_id(tokenizer: Tokenizer) -> int | None:
 
 def cached_corpus(documents: Iterable[Document], tokenizer: Tokenizer, path: Path) -> Corpus:
     """The corpus that stands at `path`, or a new one where there is none or where it is damaged."""
+    there = opened(Corpus.open, path)
+    return build_corpus(documents, tokenizer, path) if there is None else there
+
+
+def opened(open_folder: Callable[[Path], C], path: Path) -> C | None:
+    """What stands at `path`, or None; what is damaged there is removed."""
     if path.exists():
         try:
-            return Corpus.open(path)
+            return open_folder(path)
         except (DataError, ConfigError):
             shutil.rmtree(path)
-    return build_corpus(documents, tokenizer, path)
+    return None
 
 
 def build_corpus(documents: Iterable[Document], tokenizer: Tokenizer, out: str | Path, *, shard_tokens: int = 1 << 26, tokenizer_sha256: str = "",

@@ -10,7 +10,6 @@ import csv
 import hashlib
 import io
 import json
-import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from hanok import disk
 from hanok.config import from_dict, read_json, to_dict, write_json
+from hanok.data.corpus import opened
 from hanok.data.sources import walk
 from hanok.errors import ConfigError, DataError, TokenizerError
 from hanok.text.tokenizer import Tokenizer
@@ -245,9 +245,5 @@ def cached_pairs(pairs: Sequence[TextPair], tokenizer: Tokenizer, folder: Path) 
     for pair in pairs:
         digest.update(hashlib.sha256(json.dumps([pair.source, pair.target]).encode()).digest())
     path = folder / digest.hexdigest()[:32]
-    if path.exists():
-        try:
-            return PairCorpus.open(path)
-        except (DataError, ConfigError):
-            shutil.rmtree(path)
-    return build_pairs(pairs, tokenizer, path)
+    there = opened(PairCorpus.open, path)
+    return build_pairs(pairs, tokenizer, path) if there is None else there

@@ -97,6 +97,7 @@ class GGUFTable:
     write: Callable[[Any], Mapping[str, Any]] = lambda config: {}  # further metadata, or other than `settings` gives
     derived: Callable[[Any], dict[str, Tensor]] = lambda config: {}      # tensors that follow from the config
     precise: frozenset[str] = frozenset()                # matrices that stay fp32
+    refuses: Callable[[Any], str] = lambda config: ""    # what of a config this architecture cannot express, beyond `requires`
     told_at_export: Callable[[Any], str] = lambda config: ""       # what the format cannot keep, for people
 
 

@@ -76,12 +76,17 @@ class SelfAttention(Attention):
     """A sequence looks at itself (and at what its cache remembers)."""
 
     def forward(self, x: Tensor, frame: Frame, append: Append | None = None) -> Tensor:   # (B,T,D) -> (B,T,D)
-        q, (k, v) = self.queries(x), self.keys_values(x)
-        if frame.rotation is not None:
-            q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
+        q, k, v = self.placed(x, frame)
         if append is not None:
             k, v = append(k, v)
         return self.merge(attend(q, k, v, frame.mask, frame.is_causal, self.scale, self.active_dropout))
+
+    def placed(self, x: Tensor, frame: Frame) -> tuple[Tensor, Tensor, Tensor]:           # -> (B,H,T,K), 2 x (B,G,T,K)
+        """Queries, keys and values; the first two turned by their positions."""
+        q, (k, v) = self.queries(x), self.keys_values(x)
+        if frame.rotation is not None:
+            q, k = rotate(q, frame.rotation), rotate(k, frame.rotation)
+        return q, k, v
 
 
 class CrossAttention(Attention):

@@ -88,7 +88,7 @@ class RunData:
         return Loader(self.train, seq_len=n_tokens, objective=objective, ahead=int(self.objective == "causal"), **common)
 
     def windows(self) -> Iterator[Batch]:
-        """The validation data's first train.eval_tokens tokens, always the same; read them with `reader_of`."""
+        """About train.eval_tokens tokens from all over the validation data, always the same ones; read them with `reader_of`."""
         told: dict[str, Any] = {"batch_size": self.recipe.train.micro_batch_size}
         most = self.recipe.train.eval_tokens
         if self.objective == "seq2seq":

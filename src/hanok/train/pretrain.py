@@ -25,21 +25,19 @@ from hanok.text.tokenizer import Tokenizer
 from hanok.train import metrics, samples
 from hanok.train.carry import Carry
 from hanok.train.checkpoint import Run
-from hanok.train.data_of_run import RunData, corpus_of, data_of, tokenizer_of
+from hanok.train.data_of_run import RunData, data_of
 from hanok.train.optim import optimizers
 from hanok.train.recipe import Recipe
 from hanok.train.runs import Batches, Signals
 from hanok.train.trainer import DivergedError, Step, Trainer
 
-__all__ = ["Prepared", "Pretraining", "corpus_of", "prepare", "tokenizer_of"]
 Say = Callable[[str], None]
-Prepared = RunData
 MOST_ROLLBACKS = 3
 """Times that a run goes back past a batch before it gives up: what diverges more often is not the batch's fault."""
 CARRY = "carry/"
 
 
-def prepare(recipe: Recipe, say: Say = lambda line: None) -> Prepared:
+def prepare(recipe: Recipe, say: Say = lambda line: None) -> RunData:
     """Reads, splits and tokenises the recipe's text, and works out the model's sizes. HanokError on bad input; nothing but caches is written."""
     settings = recipe.train
     metrics.check(settings.log)
@@ -56,7 +54,7 @@ def prepare(recipe: Recipe, say: Say = lambda line: None) -> Prepared:
 class Pretraining:
     """A prepared run in its folder. `out` is a new folder, or a locked run that goes on from `checkpoint` (None: from its beginning)."""
 
-    def __init__(self, prepared: Prepared, out: Path | str | Run, checkpoint: Path | None = None, say: Say = lambda line: None):
+    def __init__(self, prepared: RunData, out: Path | str | Run, checkpoint: Path | None = None, say: Say = lambda line: None):
         self.prepared, self.say, settings = prepared, say, prepared.recipe.train
         if settings.threads:
             torch.set_num_threads(settings.threads)
