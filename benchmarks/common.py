@@ -38,11 +38,11 @@ def foreign_cpu_share(begin: tuple[float, float, float]) -> float:
 
 
 def cpu_now() -> tuple[float, float, float]:
-    """(wall, CPU seconds of the whole machine, CPU seconds of this process)."""
+    """(wall, CPU seconds of the whole machine, CPU seconds of this process and of those that it has waited for)."""
     with open("/proc/stat") as stat:
         user, nice, system = map(int, stat.readline().split()[1:4])
     times = os.times()
-    return time.perf_counter(), (user + nice + system) / os.sysconf("SC_CLK_TCK"), times.user + times.system
+    return time.perf_counter(), (user + nice + system) / os.sysconf("SC_CLK_TCK"), sum(times[:4])
 
 
 @dataclass

@@ -20,6 +20,7 @@ from hanok.models.luong import LuongConfig
 from hanok.models.mistral import MistralConfig
 from hanok.models.rnn import RNNConfig
 from hanok.models.rnn_seq2seq import EncoderDecoderConfig
+from hanok.models.speedrun import SpeedrunConfig
 from hanok.models.t5 import T5Config
 from hanok.models.transformer import TransformerConfig
 
@@ -125,6 +126,8 @@ CASES = [
         vocab_size=V, n_embd=D, n_head=H, n_layer=L, n_positions=C))),
     Case("gpt2", "gpt2", GPTConfig(*SIZES, F, C), lambda: transformers.GPT2LMHeadModel(transformers.GPT2Config(
         vocab_size=V, n_embd=D, n_head=H, n_layer=L, n_inner=F, n_positions=C))),
+    Case("speedrun", "speedrun", SpeedrunConfig(*SIZES, F, C, gram_rows=(V * (V + 1), 50))),
+    Case("speedrun-hashed", "speedrun", SpeedrunConfig(*SIZES, F, C, gram_rows=(60, 50, 40))),
     Case("gpt-relu", "gpt", GPTConfig(*SIZES, F, C, activation="relu")),
     Case("gpt-gelu", "gpt", GPTConfig(*SIZES, F, C, activation="gelu")),
     Case("bert", "bert", BertConfig(*SIZES, F, C, mlm_head=False, pooler=True), lambda: bert_twin("BertModel")),

@@ -258,6 +258,34 @@ def test_scoring_holds_one_chunk_as_well():
     assert largest.numel <= CHUNK * V_LARGE
 
 
-@pytest.mark.parametrize(("vocab_size", "expected"), [(97, 4096), (8192, 4096), (32_768, 1024), (262_144, 128), (10 ** 7, 64)])
-def test_a_chunk_is_about_128_mib(vocab_size, expected):
+@pytest.mark.parametrize(("vocab_size", "expected"), [(97, 4096), (8192, 2048), (32_768, 512), (262_144, 64), (10 ** 7, 64)])
+def test_a_chunk_is_about_64_mib(vocab_size, expected):
     assert chunk_tokens(vocab_size) == expected
+
+
+def test_a_matrix_on_a_cpu_takes_the_fast_product_and_sums_in_place():
+    """No V x D sum is made beside the first: what chunks add, they add in place."""
+    hidden, targets, head = setting("plain")
+    calls = []
+
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            calls.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Calls():
+        token_cross_entropy(hidden, targets, head, chunk_size=4)[0].backward()
+    n_chunks = -(-int((targets != IGNORE_INDEX).sum()) // 4)
+    assert n_chunks > 2 and sum("_linear_pointwise" in name for name in calls) == n_chunks
+    assert sum("addmm_" in name for name in calls) == n_chunks - 1
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_a_frozen_part_of_a_head_learns_nothing(frozen):
+    hidden, targets, head = setting()
+    getattr(head, frozen).requires_grad_(False)
+    token_cross_entropy(hidden, targets, head, chunk_size=4)[0].backward()
+    assert getattr(head, frozen).grad is None
+    other = {"weight": "bias", "bias": "weight"}[frozen]
+    expected = torch.autograd.grad(whole(hidden, targets, head), getattr(head, other))[0]
+    torch.testing.assert_close(getattr(head, other).grad, expected)

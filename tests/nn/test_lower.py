@@ -26,9 +26,9 @@ def lowered(model, one_dnn):
     low = lower(model, one_dnn or 1)
     for module in low.modules():
         if isinstance(module, StreamLinear):
-            if one_dnn and not module.one_dnn:
+            if one_dnn and not module.by_one_dnn:
                 pytest.skip("this torch has no oneDNN kernel")
-            module.one_dnn = bool(one_dnn)
+            module.by_one_dnn = bool(one_dnn)
     return low
 
 
@@ -146,7 +146,7 @@ def test_either_norm_of_queries_and_keys_counts(norms):
 def test_other_precisions_keep_torchs_kernels(dtype):
     model = BY_NAME["qwen3"].build().to(dtype)
     low, batch = lower(model), Batch(ids(2, 5))
-    assert not any(module.one_dnn for module in low.modules() if isinstance(module, StreamLinear))
+    assert not any(module.by_one_dnn for module in low.modules() if isinstance(module, StreamLinear))
     with torch.no_grad():
         got, expected = low(batch), model(batch)
     assert got.dtype == dtype

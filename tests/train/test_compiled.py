@@ -17,7 +17,7 @@ from hanok.train.trainer import Trainer
 from tiny import CONFIG, model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")      # of torch's compiler
-RECIPE = TrainRecipe(steps=3, learning_rate=1e-2, warmup_steps=0)
+RECIPE = TrainRecipe(steps=3, optimizer="adamw", learning_rate=1e-2, warmup_steps=0)
 
 
 def losses(recipe: TrainRecipe) -> list[float]:

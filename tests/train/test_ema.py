@@ -14,7 +14,7 @@ from hanok.train.recipe import TrainRecipe
 from hanok.train.trainer import Trainer
 from tiny import CONFIG, model
 
-RECIPE = TrainRecipe(steps=12, learning_rate=1e-2, warmup_steps=2, ema_decay=0.5)
+RECIPE = TrainRecipe(steps=12, optimizer="adamw", learning_rate=1e-2, warmup_steps=2, ema_decay=0.5)
 
 
 def trainer(recipe: TrainRecipe = RECIPE) -> Trainer:

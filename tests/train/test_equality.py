@@ -17,7 +17,7 @@ from hanok.train.recipe import TrainRecipe
 from hanok.train.trainer import Step, Trainer
 from zoo import BY_NAME, V
 
-RECIPE = TrainRecipe(steps=20, micro_batch_size=8, learning_rate=5e-3, warmup_steps=4)
+RECIPE = TrainRecipe(steps=20, micro_batch_size=8, optimizer="adamw", learning_rate=5e-3, schedule="cosine", warmup_steps=4)
 MUON = replace(RECIPE, optimizer="muon", schedule="wsd", label_smoothing=0.1, z_loss=1e-3)
 SMALL = {"d_model": 24, "d_embed": 24, "d_hidden": 24, "vocab_size": V}
 

@@ -71,7 +71,7 @@ def test_noam_is_the_papers_formula_over_its_peak():
 
 
 def test_the_recipe_chooses():
-    told = TrainRecipe(warmup_steps=3, floor=0.3, decay=0.5)
+    told = TrainRecipe(schedule="cosine", warmup_steps=3, floor=0.3, decay=0.5)
     for step, progress in ((0, 0.0), (2, 0.4), (30, 0.8), (99, 1.0)):
         assert share(told, step, progress) == cosine(step, progress, warmup_steps=3, floor=0.3)
         assert share(TrainRecipe(schedule="wsd", warmup_steps=3, floor=0.3, decay=0.5), step, progress) == wsd(

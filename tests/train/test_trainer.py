@@ -21,7 +21,7 @@ from tiny import CONFIG, model
 from zoo import BY_NAME, V
 
 CONFIG = replace(CONFIG, vocab_size=V, max_seq_len=16)
-RECIPE = TrainRecipe(steps=20, micro_batch_size=8, learning_rate=1e-2, warmup_steps=4)
+RECIPE = TrainRecipe(steps=20, micro_batch_size=8, optimizer="adamw", learning_rate=1e-2, schedule="cosine", warmup_steps=4, floor=0.1)
 
 
 def draw(n_rows: int, seed: int) -> Batch:

@@ -73,8 +73,8 @@ def recipe_of(text: list[Path] | None, seconds: float, seed: int):
     sources = tuple(map(str, text or standard_library()))
     return Recipe(
         ModelRecipe(preset="tiny"), data=DataRecipe(sources),
-        train=TrainRecipe(steps=100_000, seconds=seconds, micro_batch_size=4, optimizer="muon", muon_learning_rate=4e-3, learning_rate=1.5e-2,
-                          schedule="wsd", decay=0.4, floor=0.0, warmup_steps=20, eval_every=200, eval_tokens=131_072, checkpoint_every=0, seed=seed))
+        train=TrainRecipe(steps=100_000, seconds=seconds, micro_batch_size=4, warmup_steps=20, eval_every=200, eval_tokens=131_072,
+                          checkpoint_every=0, seed=seed))
 
 
 # ---- 1 ---------------------------------------------------------------------------------------------------------

@@ -34,8 +34,10 @@ class CausalLM(nn.Module):
     def hidden(self, batch: Batch) -> Tensor:
         """(B,T,D). Right padding needs no Keep: no real token stands behind a pad."""
         span = span_of(batch)
-        rules = self.rules if batch.document_ids is None else (*self.rules, Documents(batch.document_ids))
-        return self.stack(self.embed(batch.token_ids, span.positions), span, rules, memory=self.remember(batch.source))
+        return self.stack(self.embed(batch.token_ids, span.positions), span, self.rules_of(batch), memory=self.remember(batch.source))
+
+    def rules_of(self, batch: Batch) -> tuple[Rule, ...]:
+        return self.rules if batch.document_ids is None else (*self.rules, Documents(batch.document_ids))
 
     def forward(self, batch: Batch) -> Tensor:                                        # -> (B,T,V)
         return self.head(self.hidden(batch))

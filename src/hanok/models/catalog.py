@@ -4,12 +4,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from hanok.errors import ConfigError, nearest
-from hanok.models import bahdanau, bert, cnn, gpt, gpt1, gpt2, llama, luong, mistral, qwen2, qwen3, rnn, rnn_seq2seq, t5, transformer
+from hanok.models import bahdanau, bert, cnn, gpt, gpt1, gpt2, llama, luong, mistral, qwen2, qwen3, rnn, rnn_seq2seq, speedrun, t5, transformer
 from hanok.models.family import Family, GGUFTable, HFTable
 
 FAMILIES: dict[str, Family] = {family.name: family for family in (
     transformer.TRANSFORMER, bert.BERT, t5.T5, gpt.GPT, gpt1.GPT1, gpt2.GPT2, llama.LLAMA, mistral.MISTRAL, qwen2.QWEN2, qwen3.QWEN3,
-    rnn.RNN_FAMILY, rnn.LSTM_FAMILY, rnn.GRU_FAMILY, cnn.CNN, rnn_seq2seq.RNN_ENCODER_DECODER, bahdanau.BAHDANAU, luong.LUONG)}
+    speedrun.SPEEDRUN, rnn.RNN_FAMILY, rnn.LSTM_FAMILY, rnn.GRU_FAMILY, cnn.CNN, rnn_seq2seq.RNN_ENCODER_DECODER, bahdanau.BAHDANAU, luong.LUONG)}
 DEFAULT = "qwen3"
 
 

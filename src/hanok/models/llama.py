@@ -42,8 +42,8 @@ class LlamaConfig(Sizes):
     dropout: float = 0.0                                 # probability, on what a sublayer adds
 
 
-def assemble(config: LlamaConfig, *, qkv_bias: bool = False, rules: tuple[Rule, ...] = (Causal(),)) -> CausalLM:
-    """The trunk of the relatives, with fresh weights."""
+def assemble(config: LlamaConfig, *, qkv_bias: bool = False, rules: tuple[Rule, ...] = (Causal(),), residual_scale: float | None = None) -> CausalLM:
+    """The trunk of the relatives, with fresh weights; `residual_scale` of what writes into the residual stream, None: GPT-2's."""
     norm = partial(nn.RMSNorm, config.d_model, eps=config.norm_eps)
 
     def block() -> Block:
@@ -56,7 +56,7 @@ def assemble(config: LlamaConfig, *, qkv_bias: bool = False, rules: tuple[Rule, 
     head = nn.Linear(config.d_model, config.vocab_size, bias=False)
     stack = Stack([block() for _ in range(config.n_layers)], Rotary(rope.frequencies(config)), norm())
     model = CausalLM(embed, stack, tie(head, embed) if config.tie_embeddings else head, rules)
-    initialise(model, residual_scale=(2 * config.n_layers) ** -0.5)
+    initialise(model, residual_scale=(2 * config.n_layers) ** -0.5 if residual_scale is None else residual_scale)
     return model
 
 

@@ -1,6 +1,7 @@
 """Qwen3 (arXiv:2505.09388): a Llama that normalises each head's queries and keys (QK-norm, arXiv:2010.04245).
 
-What `hanok pretrain` builds by default has this layout, so that it opens elsewhere.
+What `hanok pretrain` builds by default has this layout, so that it opens elsewhere. Fresh output projections are zero (Fixup, arXiv:1901.09321):
+every block begins as the identity.
 """
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ def build(config: LlamaConfig) -> CausalLM:
     """A Qwen3 with fresh weights; ConfigError where QK-norm is off, since then it is a Llama."""
     if not config.qk_norm:
         raise ConfigError("qwen3 has qk_norm = true; with false it is a llama: choose --family llama")
-    return assemble(config)
+    return assemble(config, residual_scale=0.0)
 
 
 PRESETS = {

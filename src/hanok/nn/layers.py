@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from hanok.errors import ConfigError
@@ -24,6 +25,13 @@ def activation(name: str) -> nn.Module:
     return ACTIVATIONS[name]()
 
 
+class SquaredReLU(nn.Module):
+    """max(x, 0)^2 (Primer, arXiv:2109.08668)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.relu().square()
+
+
 class MLP(nn.Module):
     """down(activation(up(x))) (arXiv:1706.03762, eq. 2)."""
 
@@ -32,7 +40,8 @@ class MLP(nn.Module):
         self.up, self.down, self.activation = nn.Linear(d_model, d_ff, bias), nn.Linear(d_ff, d_model, bias), activation
 
     def forward(self, x: Tensor) -> Tensor:                                           # (B,T,D) -> (B,T,D)
-        return self.down(self.activation(self.up(x)))
+        up = self.up(x)
+        return down_again(self.down, lambda: self.activation(up))
 
 
 class GatedMLP(nn.Module):
@@ -44,7 +53,25 @@ class GatedMLP(nn.Module):
         self.down, self.activation = nn.Linear(d_ff, d_model, bias), activation
 
     def forward(self, x: Tensor) -> Tensor:                                           # (B,T,D) -> (B,T,D)
-        return self.down(self.activation(self.gate(x)) * self.up(x))
+        gate, up = self.activation(self.gate(x)), self.up(x)
+        return down_again(self.down, lambda: gate * up)
+
+
+def down_again(down: nn.Module, middle: Callable[[], Tensor]) -> Tensor:
+    """down(middle()), whose widest tensor is not kept for the backward but made once more: (B,T,F) is the most that a block remembers."""
+    inside = middle()
+    if not inside.requires_grad or torch.compiler.is_compiling():                     # a compiler chooses by itself what it keeps
+        return down(inside)
+    place, size = inside.data_ptr(), inside.numel()
+
+    def keep(saved: Tensor) -> Tensor | torch.Size:
+        return saved.shape if saved.data_ptr() == place and saved.numel() == size else saved
+
+    def give(kept: Tensor | torch.Size) -> Tensor:
+        return kept if isinstance(kept, Tensor) else middle().view(kept)
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, give):
+        return down(inside)
 
 
 class PreNorm(nn.Module):

@@ -6,12 +6,15 @@ N = B*T tokens, M of them asked, D d_model, V vocabulary, n tokens of a chunk.
 """
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from hanok.contracts import IGNORE_INDEX
+from hanok.nn import one_dnn
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
@@ -19,32 +22,66 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def forward(ctx, hidden: Tensor, targets: Tensor, index: Tensor | None, head: nn.Module, chunk_size: int, smoothing: float, z_loss: float,
                 *weights: Tensor) -> Tensor:
         asked = hidden if index is None else hidden[index]                            # (M,D)
-        wanted = [w for w in weights if w.requires_grad]
-        d_weights: list[Tensor] = []
+        gradient_of = _by_products if _is_plain(head, asked) else _by_autograd
+        d_weights: list[Tensor | None] = [None] * len(weights)                        # the sum over the chunks; None: frozen, or none yet
         d_asked, total = torch.empty_like(asked), hidden.new_zeros((), dtype=torch.float32)
         for part, target, d_part in zip(asked.split(chunk_size), targets.split(chunk_size), d_asked.split(chunk_size)):
-            with torch.enable_grad():
-                leaf = part.detach().requires_grad_()
-                logits = head(leaf).float()
-            loss, d_logits = _loss_and_gradient(logits.detach(), target, smoothing, z_loss)
-            d_leaf, *new = torch.autograd.grad(logits, [leaf, *wanted], d_logits)
-            d_part.copy_(d_leaf)
-            d_weights = [kept.add_(more) for kept, more in zip(d_weights, new)] if d_weights else new
-            total += loss
+            total += gradient_of(head, part, d_part, weights, d_weights, lambda logits, target=target: _loss_and_gradient(
+                logits, target, smoothing, z_loss))
         d_hidden = d_asked
         if index is not None:
             d_hidden = torch.zeros_like(hidden)
             d_hidden[index] = d_asked
-        ctx.save_for_backward(d_hidden, *d_weights)                                   # let go after the backward
-        ctx.wants = [w.requires_grad for w in weights]
+        ctx.kept = [d_hidden, *d_weights]                                             # the only references: what is added to them is added in place
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx, *grads):
-        grad, (d_hidden, *d_weights) = grads[0], ctx.saved_tensors
-        found = iter(d_weights)                                                       # nobody reads them a second time: they are scaled in place
-        return d_hidden.mul_(grad), *[None] * 6, *(next(found).mul_(grad) if wants else None for wants in ctx.wants)
+        if not ctx.kept:
+            raise RuntimeError("the gradients of this loss were asked for a second time; they are worked out in the forward and given once")
+        kept, ctx.kept = [None if d is None else d.mul_(grads[0]) for d in ctx.kept], []
+        d_hidden, *d_weights = kept
+        return d_hidden, *[None] * 6, *d_weights
+
+
+Chunk = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""(n,V) logits -> their summed loss and its gradient there."""
+
+
+def _by_autograd(head: nn.Module, part: Tensor, d_part: Tensor, weights: Sequence[Tensor], d_weights: list[Tensor | None], of: Chunk) -> Tensor:
+    """A chunk through any head: its loss; the gradients are written into `d_part` and added to `d_weights`."""
+    with torch.enable_grad():
+        leaf = part.detach().requires_grad_()
+        logits = head(leaf).float()
+    loss, d_logits = of(logits.detach())
+    trained = [i for i, w in enumerate(weights) if w.requires_grad]
+    d_leaf, *new = torch.autograd.grad(logits, [leaf, *(weights[i] for i in trained)], d_logits)
+    d_part.copy_(d_leaf)
+    for i, more in zip(trained, new):
+        kept = d_weights[i]
+        d_weights[i] = more if kept is None else kept.add_(more)
+    return loss
+
+
+def _by_products(head: nn.Module, part: Tensor, d_part: Tensor, weights: Sequence[Tensor], d_weights: list[Tensor | None], of: Chunk) -> Tensor:
+    """The same where the head is a matrix on a CPU: oneDNN's product, and sums over the chunks that need no room of their own."""
+    weight, bias = weights[0], weights[1] if len(weights) > 1 else None
+    loss, d_logits = of(one_dnn.linear(part, weight.detach(), bias))
+    torch.mm(d_logits, weight, out=d_part)
+    if weight.requires_grad:
+        kept = d_weights[0]
+        d_weights[0] = d_logits.t() @ part if kept is None else kept.addmm_(d_logits.t(), part)
+    if bias is not None and bias.requires_grad:
+        kept = d_weights[1]
+        d_weights[1] = d_logits.sum(0) if kept is None else kept.add_(d_logits.sum(0))
+    return loss
+
+
+def _is_plain(head: nn.Module, x: Tensor) -> bool:
+    """Whether the head is one linear map in fp32 on a CPU that nobody listens to."""
+    return (type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks and x.dtype == torch.float32
+            and not torch.is_autocast_enabled(x.device.type) and one_dnn.serves(head.weight))
 
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, smoothing: float, z_loss: float) -> tuple[Tensor, Tensor]:
@@ -65,8 +102,8 @@ def _loss_and_gradient(logits: Tensor, targets: Tensor, smoothing: float, z_loss
 
 
 def chunk_tokens(vocab_size: int) -> int:
-    """Tokens whose logits take about 128 MiB in fp32."""
-    return max(64, min(4096, 2 ** 25 // vocab_size))
+    """Tokens whose logits take about 64 MiB in fp32."""
+    return max(64, min(4096, 2 ** 24 // vocab_size))
 
 
 def token_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, *, chunk_size: int = 1024, label_smoothing: float = 0.0,

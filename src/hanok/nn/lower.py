@@ -1,8 +1,8 @@
 """The same model, put together for inference on CPUs: one matrix for q, k and v, one for gate and up, and oneDNN's kernel.
 
 `F.linear` (MKL) streams the weights of a few rows at half of what the memory gives, and multiplies many rows a tenth slower than oneDNN's kernel
-does. Those are private operators, so they are looked for and `F.linear` stands behind them. Lowered modules share the weights of the model that they
-come from: matrices that lie side by side are viewed as one, others are copied. Tested equal to the plain modules, which stay the oracle.
+(nn/one_dnn.py) does. Lowered modules share the weights of the model that they come from: matrices that lie side by side are viewed as one, others are
+copied. Tested equal to the plain modules, which stay the oracle.
 B batch, T positions, D d_model, H and G heads, K d_head.
 """
 from __future__ import annotations
@@ -14,30 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hanok.nn import one_dnn
 from hanok.nn.attention import Append, SelfAttention, attend
 from hanok.nn.layers import GatedMLP, PostNorm, PreNorm
 from hanok.nn.masks import Frame
 from hanok.nn.position import rotate
 
 
-def _has_one_dnn() -> bool:
-    try:
-        torch.ops.mkldnn._linear_pointwise(torch.ones(1, 8), torch.ops.mkldnn._reorder_linear_weight(torch.ones(8, 8), 1), None, "none", [], "")
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-    return True
-
-
 class StreamLinear(nn.Module):
     """A linear layer by oneDNN's kernel, or torch's where that is not there: (...,in) -> (...,out)."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, one_dnn: bool):
+    def __init__(self, weight: Tensor, bias: Tensor | None, by_one_dnn: bool):
         super().__init__()
-        self.weight, self.bias, self.one_dnn = weight, bias, one_dnn
+        self.weight, self.bias, self.by_one_dnn = weight, bias, by_one_dnn
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.one_dnn:
-            return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        if self.by_one_dnn:
+            return one_dnn.linear(x, self.weight, self.bias)
         return F.linear(x, self.weight, self.bias)
 
 
@@ -142,14 +135,14 @@ def lower(model: nn.Module, rows: int = 1) -> nn.Module:
     """
     weight = next(model.parameters())
     fp32_cpu = weight.device.type == "cpu" and weight.dtype == torch.float32
-    one_dnn = fp32_cpu and _has_one_dnn()
+    by_one_dnn = one_dnn.serves(weight)
 
     def linear(parts: Sequence[nn.Linear]) -> StreamLinear:
         merged = joined([part.weight for part in parts])
         assert merged is not None
-        if one_dnn and rows > 1:
+        if by_one_dnn and rows > 1:
             merged = torch.ops.mkldnn._reorder_linear_weight(merged, rows)
-        return StreamLinear(merged, joined([part.bias for part in parts]), one_dnn)
+        return StreamLinear(merged, joined([part.bias for part in parts]), by_one_dnn)
 
     def replaced(module: nn.Module) -> nn.Module:
         if type(module) is SelfAttention:

@@ -18,6 +18,8 @@ from hanok.train.recipe import TrainRecipe
 
 NOT_HIDDEN = (nn.Embedding, GRUCell, LSTMCell, GatedConvolution)
 """Modules whose matrices are no plain maps from one hidden vector to another."""
+BESIDE_MUON = 5
+"""Times learning_rate, for embeddings and heads: Muon's updates and Adam's are equally long, and a token's row is moved by few of them."""
 
 
 def optimizers(model: nn.Module, recipe: TrainRecipe) -> list[torch.optim.Optimizer]:
@@ -42,11 +44,17 @@ def adamw(params: Sequence[Tensor], outside: set[int], recipe: TrainRecipe) -> t
     """AdamW (arXiv:1711.05101), fused; tensors of two or more dimensions decay, those of `outside` may have a rate of their own."""
     groups: dict[tuple[float, float], dict[str, Any]] = {}
     for p in params:
-        apart = recipe.embedding_learning_rate if id(p) in outside else None
-        rate = recipe.learning_rate if apart is None else apart
+        rate = embedding_rate(recipe) if id(p) in outside else recipe.learning_rate
         decay = recipe.weight_decay if p.ndim >= 2 else 0.0
         groups.setdefault((rate, decay), {"params": [], "lr": rate, "weight_decay": decay})["params"].append(p)
     return torch.optim.AdamW(list(groups.values()), betas=(recipe.beta1, recipe.beta2), eps=recipe.eps, fused=True)
+
+
+def embedding_rate(recipe: TrainRecipe) -> float:
+    """The peak of embeddings and heads."""
+    if recipe.embedding_learning_rate is not None:
+        return recipe.embedding_learning_rate
+    return recipe.learning_rate * (BESIDE_MUON if recipe.optimizer == "muon" else 1)
 
 
 def outside(model: Any) -> set[int]:
