@@ -39,21 +39,26 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
         raise DataError("no files or folders were given; name at least one")
     files: list[Path] = []
     for path in map(Path, paths):
-        try:
-            mode = path.stat().st_mode
-        except OSError as error:
-            raise disk.disk_error(path, error) from None
-        if stat.S_ISDIR(mode):
+        if is_folder(path):
             found = walk(path, SUFFIXES)
             if not found:
                 raise DataError(f"{path}: no text files in this folder; the suffixes that count are {' '.join(SUFFIXES)} (hidden files "
                                 "and links out of the folder do not)")
             files += found
-        elif stat.S_ISREG(mode):
-            files.append(path)
         else:
-            raise DataError(f"{path}: not a regular file; sources are read more than once, so write it to a file first")
+            files.append(path)
     return files
+
+
+def is_folder(path: Path) -> bool:
+    """Whether the path is a folder; else it is a regular file. DataError: it is missing, unreadable, a pipe or a device."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise disk.disk_error(path, error) from None
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        raise DataError(f"{path}: not a regular file; sources are read more than once, so write it to a file first")
+    return stat.S_ISDIR(mode)
 
 
 def read_documents(paths: Sequence[str | Path], *, encoding: str = "utf-8") -> Iterator[Document]:
@@ -129,8 +134,8 @@ def _read(files: Sequence[Path], encoding: str) -> Iterator[Document]:
         raise DataError(f"{where}: nothing but white space; give files with text in them")
 
 
-OURS = ({"recipe.toml", "metrics.csv"}, {"config.json", "manifest.json", "model.safetensors"})
-"""Files by which a run or a bundle is known: what was written by training is not text to train on."""
+OURS = ({"recipe.toml", "metrics.csv"}, {"config.json", "manifest.json", "model.safetensors"}, {"card.json", "duplicates.jsonl"})
+"""Files by which a run, a bundle or a built corpus is known: what was written by training is not text to train on."""
 
 
 def walk(root: Path, suffixes: Collection[str], skipped: Collection[str] = SKIPPED_FOLDERS) -> list[Path]:
