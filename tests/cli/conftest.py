@@ -82,7 +82,8 @@ def text(home: Path) -> Path:
 @pytest.fixture(scope="session")
 def pretrained(home: Path, env: dict[str, str], text: Path) -> Ended:
     """The end of `hanok pretrain` in a fresh process; the model is in home/model."""
-    return command("pretrain", text, "--out", "model", "--steps", 40, "--json", *settings(f"model.sizes.max_seq_len={CONTEXT}"), env=env, cwd=home)
+    how = settings(f"model.sizes.max_seq_len={CONTEXT}", "train.learning_rate=0.02")
+    return command("pretrain", text, "--out", "model", "--steps", 40, "--json", *how, env=env, cwd=home)
 
 
 @pytest.fixture(scope="session")

@@ -66,11 +66,19 @@ def test_a_full_disk_is_told_and_left_as_it_was(verb: str, shell: Shell, model: 
     assert tree(disk.folder) == {}
 
 
-def test_a_run_on_a_full_disk_keeps_only_whole_files(shell: Shell, model: Path, text: Path, disk: Disk):
-    out = disk.folder / "new"
-    refused("pretrain", out, shell, model, text, disk)
+def test_a_run_on_a_disk_that_fills_up_keeps_only_whole_files(shell: Shell, text: Path):
+    out = shell.cwd / "new"
+    told = shell(*(argument.format(out=out, text=text) for argument in VERBS["pretrain"]), file_bytes=50_000).refused()
+    assert "the file would be larger than this place allows" in told and "nothing was left half-written" in told
     assert tree(out).keys() <= {"checkpoints", "metrics.csv", "recipe.toml", "tokenizer.json"}
     assert "no bundle" in shell.refused("show", out) or not out.exists()
+
+
+def test_a_run_that_the_disk_will_not_hold_does_not_begin(shell: Shell, text: Path, disk: Disk):
+    if not disk.is_mounted:
+        pytest.skip("no disk of its own")
+    told = shell(*(argument.format(out=disk.folder / "new", text=text) for argument in VERBS["pretrain"])).refused()
+    assert "of disk, and 8.0 KiB are free" in told and tree(disk.folder) == {}
 
 
 @pytest.mark.parametrize("verb", ["pretrain", "pull"])

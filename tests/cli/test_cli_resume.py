@@ -129,9 +129,9 @@ def test_a_finished_run_goes_on_by_force(whole: Path, shell: Shell):
 # ---- what does not fit
 def test_an_edited_recipe_is_told_and_taken_by_force(run: Path, shell: Shell):
     recipe = run / "recipe.toml"
-    recipe.write_text(recipe.read_text().replace("learning_rate = 0.001", "learning_rate = 0.002").replace("clip = 1.0", "clip = 0.5"))
+    recipe.write_text(recipe.read_text().replace("\nlearning_rate = 0.0025", "\nlearning_rate = 0.002").replace("clip = 1.0", "clip = 0.5"))
     told = shell.refused("pretrain", "--resume", "run")
-    changes = "train.learning_rate 0.001 -> 0.002, train.clip 1.0 -> 0.5"
+    changes = "train.learning_rate 0.0025 -> 0.002, train.clip 1.0 -> 0.5"
     assert f"the recipe is not the one that the checkpoint was made with: {changes}; put it back" in told
     assert f"taken as edited: {changes}" in shell("pretrain", "--resume", "run", "--force").err
     assert shell("show", "run").status == 0 and numbers(run)[-1]["step"] == str(STEPS)
@@ -194,21 +194,24 @@ def test_the_same_text_is_found(own: Path, shell: Shell):
 
 
 # ---- the machine
-def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(shell: Shell, text: Path, whole: Path, tmp_path: Path):
-    size = sum(path.stat().st_size for path in sorted((whole / "checkpoints").iterdir())[-1].iterdir())
-    disk = Disk(tmp_path / "small disk", int(2.6 * size / 1024))
+def test_a_disk_that_fills_up_keeps_the_last_good_checkpoint(run: Path, whole: Path, shell: Shell, tmp_path: Path):
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    size = sum(path.stat().st_size for path in (run / "checkpoints" / kept[-1]).iterdir())
+    there = sum(-(-path.stat().st_size // 4096) * 4096 for path in run.rglob("*") if path.is_file())
+    disk = Disk(tmp_path / "small disk", int((there + 0.6 * size) / 1024))
     try:
         if not disk.is_mounted:
             pytest.skip("no disk of its own")
-        told = shell("pretrain", text, "--out", disk.folder / "run", "--quiet", *HOW).refused()
+        shutil.copytree(run, disk.folder / "run")
+        told = shell("pretrain", "--resume", disk.folder / "run", "--quiet").refused()
         assert "the disk is full" in told and "nothing was left half-written" in told
-        left = sorted((disk.folder / "run" / "checkpoints").iterdir())
-        assert [path.name for path in left] == ["step-00000010", "step-00000020"]
-        shutil.copytree(disk.folder / "run", shell.cwd / "run")
+        assert sorted(path.name for path in (disk.folder / "run" / "checkpoints").iterdir()) == kept
+        shutil.rmtree(run)
+        shutil.copytree(disk.folder / "run", run)
     finally:
         disk.close()
-    assert "going on from step 20" in shell("pretrain", "--resume", "run").err
-    same(shell.cwd / "run", whole)
+    assert f"going on from step {int(kept[-1][5:])}" in shell("pretrain", "--resume", "run").err
+    same(run, whole)
 
 
 def test_a_damaged_checkpoint_is_named(run: Path, shell: Shell):

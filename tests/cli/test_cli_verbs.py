@@ -14,7 +14,7 @@ from terminal import Ended, command
 from hanok.cli.main import VERBS, build_app
 
 APP = build_app()
-LEAVES = [(verb,) for verb in VERBS if verb != "tokenizer"] + [("tokenizer", "train"), ("tokenizer", "import")]
+LEAVES = [(verb,) for verb in VERBS if verb not in ("tokenizer", "corpus")] + [("tokenizer", "train"), ("tokenizer", "import"), ("corpus", "build")]
 
 
 # ---- help

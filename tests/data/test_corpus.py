@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hanok.data.corpus import BATCH_LENGTH, Corpus, build_corpus, cut_pieces, end_of_text_id
+from hanok.data.corpus import BATCH_LENGTH, Corpus, build_corpus, cached, cut_pieces, end_of_text_id
 from hanok.data.sources import Document
 from hanok.errors import ConfigError, DataError, TokenizerError
 from hanok.text.tokenizer import PRE_TOKENIZERS, train
@@ -201,3 +201,14 @@ def test_check_refuses_another_tokenizer(tmp_path):
         corpus.check(Bytes(end=None))
     with pytest.raises(DataError, match="SHA-256 aa, but the tokenizer has bb"):
         corpus.check(Bytes(), "bb")
+
+
+def test_a_corpus_that_another_process_built_in_the_meantime_is_taken(tmp_path):
+    """Two runs on the same text may begin at once."""
+    def build():
+        build_corpus([Document("a", "the house stands")], Bytes(), tmp_path / "corpus")
+        return build_corpus([Document("a", "the house stands")], Bytes(), tmp_path / "corpus")    # what is slower finds the place taken
+
+    with pytest.raises(DataError):
+        cached(Corpus.open, lambda: build_corpus([], Bytes(), tmp_path / "none"), tmp_path / "none")
+    assert cached(Corpus.open, build, tmp_path / "corpus").n_documents == 1

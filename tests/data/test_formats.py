@@ -257,3 +257,15 @@ def test_reading_the_same_unit_again_gives_the_same_documents(tmp_path):
     path = put(tmp_path / "a.jsonl.zst", PACK["zst"]("".join(json.dumps({"text": KOREAN * n}) + "\n" for n in range(200)).encode()))
     first, again = read(path, max_document=500), read(path, max_document=500)
     assert first == again and len({name for name, _ in first}) == len(first) > 500
+
+
+def test_what_a_killed_build_left_is_no_text(tmp_path):
+    work = tmp_path / "corpus.building"
+    work.mkdir()
+    for name in ("build.json", "tokenizer.json", "t.txt"):
+        (tmp_path / name).write_text("text")
+        (work / name).write_text("{}")
+    assert [unit.path.parent for unit in find_units([str(tmp_path)])] == [tmp_path] * 3
+    assert len(find_units([str(work)])) == 3                          # it was named
+    (work / "build.json").unlink()
+    assert len(find_units([str(tmp_path)])) == 5

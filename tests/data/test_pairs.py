@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hanok.data.objectives import seq2seq
 from hanok.data.pair_loader import PairLoader, budgeted, pair_windows
 from hanok.data.pairs import Columns, PairCorpus, TextPair, build_pairs, cached_pairs, read_pairs, split_pairs
+from hanok.data.reading import LONGEST_ROW
 from hanok.errors import ConfigError, DataError
 from tiny import tokenizer
 
@@ -54,7 +55,7 @@ def test_three_forms_of_the_same_pairs(tmp_path):
     ("a.jsonl", '{"source": "x", "target": "y"}\n{"source": 3, "target": "y"}', "line 2: 'source' is 3, expected text"),
     ("a.jsonl", '{"source": "x"', "line 1 is no JSON: "), ("a.jsonl", "[1]", "line 1 is a list, expected an object"),
     ("a.jsonl", '\n{"source": "x"}', "line 2 has no column 'target', it has source;"),
-    ("a.csv", "source,target\n\"" + "x" * 140_000 + '",y\n', "line 2: field larger than field limit"),
+    ("a.csv", "source,target\n\"" + "x" * (LONGEST_ROW + 1) + '",y\n', "line 2: field larger than field limit"),
     ("a.txt", "x", "pairs of a source and a target are read from .tsv, .csv, .jsonl files"),
 ])
 def test_what_cannot_be_read_is_told_with_its_line(tmp_path, name, text, told):

@@ -19,7 +19,7 @@ from hanok.train.recipe import TrainRecipe
 from tiny import CONFIG, model
 from zoo import BY_NAME
 
-RECIPE = TrainRecipe(optimizer="adamw", learning_rate=1e-2)
+RECIPE = TrainRecipe(optimizer="adamw", learning_rate=1e-2, weight_decay=0.1)
 MUON = replace(RECIPE, optimizer="muon")
 
 
@@ -154,13 +154,13 @@ def test_every_group_gets_its_share_of_its_own_peak():
     assert {group["peak"] for optimizer in made for group in optimizer.param_groups} == {0.03, 0.05, 1e-2}
 
 
-def test_unless_told_otherwise_adamw_has_one_rate_and_embeddings_beside_muon_five_times_as_much():
+def test_unless_told_otherwise_adamw_has_one_rate_and_embeddings_beside_muon_twelve_times_as_much():
     def rates(recipe):
         net = model(CONFIG)
         outer = {id(net.embed.token.weight), id(net.head.weight)}
         return {(group["lr"], id(p) in outer) for made in optimizers(net, recipe) for group in made.param_groups for p in group["params"]}
 
-    assert rates(RECIPE) == {(1e-2, False), (1e-2, True)} and rates(MUON) == {(1e-2, False), (5e-2, True)}
+    assert rates(RECIPE) == {(1e-2, False), (1e-2, True)} and rates(MUON) == {(1e-2, False), (0.12, True)}
 
 
 # ---- weight decay, frozen parameters

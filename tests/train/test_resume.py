@@ -405,7 +405,7 @@ def test_differences_are_named_by_table_and_field():
 
 def test_many_differences_are_counted(prepared, tmp_path):
     Pretraining(prepared, tmp_path / "run").run()
-    with pytest.raises(ConfigError, match=r": train.steps 14 -> 15, .*train.beta2 0.95 -> 0.5 and 2 more; put it back"):
+    with pytest.raises(ConfigError, match=r": train.steps 14 -> 15, .*train.beta2 0.99 -> 0.5 and 2 more; put it back"):
         resume(tmp_path / "run", ["train.steps=15", "train.eps=1e-7", "train.clip=2", "train.beta1=0.5", "train.beta2=0.5", "train.floor=0.5",
                                   "train.decay=0.5"])
 

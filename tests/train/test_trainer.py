@@ -21,7 +21,8 @@ from tiny import CONFIG, model
 from zoo import BY_NAME, V
 
 CONFIG = replace(CONFIG, vocab_size=V, max_seq_len=16)
-RECIPE = TrainRecipe(steps=20, micro_batch_size=8, optimizer="adamw", learning_rate=1e-2, schedule="cosine", warmup_steps=4, floor=0.1)
+RECIPE = TrainRecipe(steps=20, micro_batch_size=8, optimizer="adamw", learning_rate=1e-2, schedule="cosine", warmup_steps=4, floor=0.1,
+                     weight_decay=0.1, beta1=0.9, beta2=0.95)
 
 
 def draw(n_rows: int, seed: int) -> Batch:
@@ -145,6 +146,10 @@ def test_time_ends_the_run_and_drives_its_schedule():
     assert rates == pytest.approx([1e-2 * (0.1 + 0.9 * math.cos(math.pi * share / 2) ** 2) for share in (0, 0.25, 0.5, 0.999)], rel=1e-3)
     made.seconds = 1000.0
     assert made.done and run(made) == [] and made.n_steps == 4
+    again = trainer(made.recipe)
+    again.restore(*made.state())
+    assert [1e-2 * share for share in again.shares] == pytest.approx(rates)          # a checkpoint keeps what the clock decided
+    assert trainer(RECIPE).state()[1]["shares"] == []
 
 
 def test_a_run_ends_at_the_first_step_past_its_time():

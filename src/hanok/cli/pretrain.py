@@ -18,35 +18,62 @@ def pretrain(
     family: Annotated[str | None, Parameter(help="One of those that `hanok families` lists; qwen3 where nothing names another.")] = None,
     preset: Annotated[str | None, Parameter(help="Sizes, one of those that `hanok families NAME` lists; tiny where nothing names others.")] = None,
     steps: Annotated[int | None, Parameter(help="Optimizer updates.")] = None,
+    minutes: Annotated[float | None, Parameter(show_default=False, help="The best run in so many minutes of training on this machine: what is not "
+                                                                        "given otherwise is chosen, and printed first. Its rates follow the clock; "
+                                                                        "equal to the bit, repeated or resumed, are runs by --steps only.")] = None,
     seed: Annotated[int | None, Parameter(help="Of weights and of the order of the text.")] = None,
     encoding: Annotated[str | None, Parameter(help="Of the text files; utf-8 where nothing names another.")] = None,
     set: Annotated[list[str] | None, Parameter(name="--set", negative="", help="Any field of the recipe: --set train.learning_rate=3e-3; may be "
                                                                                "repeated.")] = None,
     resume: Annotated[Path | None, Parameter(help="A run that was interrupted goes on from its newest checkpoint; it needs nothing else.")] = None,
     force: Annotated[bool, Parameter(negative="", show_default=False, help="With --resume: take a recipe that was edited since.")] = False,
+    nproc: Annotated[int, Parameter(help="Processes that share the work on this machine, for example one a GPU.")] = 1,
     quiet: Quiet = False,
     json: Json = False,
 ) -> None:
     """Train a model from raw text, or go on with a run."""
+    given = dict(locals())
+    if nproc != 1:
+        from hanok.cli.launch import as_typed, launch
+        launch(nproc, ["pretrain", *as_typed({**given, "nproc": None})])
+        return
+    from hanok.train.distributed import join
+    ranks = join()
+    with ranks.together():
+        train(ranks, given)
+        ranks.leave()
+
+
+def train(ranks: Any, given: dict[str, Any]) -> None:
+    """The run, on this rank: the first of them speaks."""
     from hanok import report
     from hanok.cli.main import leave
     from hanok.train.runs import Terminated
+    text, out, resume, force, settings = given["text"], given["out"], given["resume"], given["force"], given["set"] or []
+    quiet, json = given["quiet"] or not ranks.first, given["json"]
     told = (lambda line: None) if quiet else say
     if resume is not None:
-        given = {"TEXT": text, "--out": out, "--recipe": recipe, "--family": family, "--preset": preset, "--seed": seed, "--encoding": encoding}
-        run = resumed(resume, given, steps, set or [], force, told)
+        others = {"TEXT": text, **{f"--{name}": given[name] for name in ("out", "recipe", "family", "preset", "minutes", "seed", "encoding")}}
+        run = resumed(resume, others, given["steps"], settings, force, told, ranks)
         if run is None:
-            finished_already(resume, json)
+            if ranks.first:
+                finished_already(resume, json)
             return
         out = resume
     else:
-        run = begun(text, out, make_recipe(text, recipe, family, preset, steps, seed, encoding, set or []), force, told)
+        asked = {name: given[name] for name in ("family", "preset", "steps", "seed", "encoding")}
+        made = make_recipe(text, given["recipe"], **asked, settings=settings)
+        if given["minutes"] is not None:
+            made = timed(given, made, asked, told, ranks)
+        run = begun(text, out, made, force, told, ranks)
     try:
         with report.Progress("training", total=100, unit="percent", quiet=quiet) as bar:
             run.say = bar.print
             bundle = run.run(lambda step: bar.update(100 * step.progress, **live(step, run)))
     except Terminated as signal:
         leave(143, f"terminated; {signal}")
+    if not ranks.first:
+        return
     picture_of(run)
     metrics = bundle.manifest["metrics"]
     if json:
@@ -56,29 +83,43 @@ def pretrain(
     next_commands(*what_next(bundle, typed(run.run_folder.out)))
 
 
-def begun(text: list[Path] | None, out: Path | None, recipe: Any, force: bool, told: Callable[[str], None]) -> Any:
+def timed(given: dict[str, Any], recipe: Any, asked: dict[str, Any], told: Callable[[str], None], ranks: Any) -> Any:
+    """The recipe that --minutes chooses, under what was given."""
+    from hanok.cli.plan import dialled, settings_given
+    from hanok.errors import ConfigError
+    if ranks.n > 1:
+        raise ConfigError("--minutes plans for one process; ask `hanok plan` for a recipe, and give it to all of them with --steps")
+    settings = settings_given(given["text"], given["recipe"], asked, given["set"] or [])
+    return dialled(settings, given["minutes"], given["out"] or Path.cwd(), told) if recipe.data.sources and given["out"] else recipe
+
+
+def begun(text: list[Path] | None, out: Path | None, recipe: Any, force: bool, told: Callable[[str], None], ranks: Any) -> Any:
     """A new run."""
+    from hanok.cli.plan import refuse_too_large
     from hanok.disk import refuse_occupied
     from hanok.errors import ConfigError
-    from hanok.train.pretrain import Pretraining, prepare
+    from hanok.train.pretrain import begin
     if force:
         raise ConfigError("--force belongs to --resume; a new run takes its recipe as it is")
     if not recipe.data.sources:
         raise ConfigError("TEXT is missing; name files or folders to learn from (`hanok pretrain --help` says more)")
     if out is None:
         raise ConfigError("--out is missing; name the run's new folder (`hanok pretrain --help` says more)")
-    refuse_occupied(out)
-    return Pretraining(prepare(recipe, told), out)
+    if ranks.first:
+        refuse_occupied(out)
+        refuse_too_large(recipe, out)
+    return begin(recipe, out, told, ranks)
 
 
-def resumed(folder: Path, given: dict[str, Any], steps: int | None, settings: list[str], force: bool, told: Callable[[str], None]) -> Any:
+def resumed(folder: Path, given: dict[str, Any], steps: int | None, settings: list[str], force: bool, told: Callable[[str], None],
+            ranks: Any) -> Any:
     """A run that goes on; None where it is finished."""
     from hanok.errors import ConfigError
     from hanok.train.resume import resume
     for name, value in given.items():
         if value:
             raise ConfigError(f"{name} and --resume were both given; a run that goes on knows what it learns from: leave {name} out")
-    return resume(folder, [*([] if steps is None else [f"train.steps={steps}"]), *settings], force=force, say=told)
+    return resume(folder, [*([] if steps is None else [f"train.steps={steps}"]), *settings], force=force, say=told, ranks=ranks)
 
 
 def finished_already(folder: Path, json: bool) -> None:

@@ -25,6 +25,8 @@ PIECE_LENGTH = 1 << 20
 """Characters in a piece of a document that is too long to encode at once: at least this many, at most twice as many."""
 BATCH_LENGTH = 4 << 20
 """Characters that are encoded at a time."""
+SHARD_TOKENS = 1 << 26
+"""Tokens in each shard but the last."""
 END_OF_TEXT = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>")
 """Special tokens that say "the document ends here": GPT-2 and Qwen, Llama 3, T5 and Mistral, Gemma."""
 _LINE = re.compile(r"(?<=\S)\n(?=\S)")
@@ -74,7 +76,7 @@ class Corpus:
         if info.dtype not in ("uint16", "uint32") or sum(info.shards) != info.tokens:
             raise DataError(f"{path / 'corpus.json'}: dtype and counts do not fit together; build the corpus again")
         dtype = np.dtype(info.dtype).newbyteorder("<")
-        return cls(path, info, [_map_shard(_shard(path, number), dtype, n) for number, n in enumerate(info.shards)], _map_documents(path, info))
+        return cls(path, info, [_map_shard(shard_path(path, number), dtype, n) for number, n in enumerate(info.shards)], _map_documents(path, info))
 
     def __len__(self) -> int:
         return self.info.tokens
@@ -123,8 +125,21 @@ def end_of_text_id(tokenizer: Tokenizer) -> int | None:
 
 def cached_corpus(documents: Iterable[Document], tokenizer: Tokenizer, path: Path) -> Corpus:
     """The corpus that stands at `path`, or a new one where there is none or where it is damaged."""
-    there = opened(Corpus.open, path)
-    return build_corpus(documents, tokenizer, path) if there is None else there
+    return cached(Corpus.open, lambda: build_corpus(documents, tokenizer, path), path)
+
+
+def cached(open_folder: Callable[[Path], C], build: Callable[[], C], path: Path) -> C:
+    """What stands at `path`, or else what is built there: by this process, or by another one that was faster."""
+    there = opened(open_folder, path)
+    if there is not None:
+        return there
+    try:
+        return build()
+    except DataError:
+        there = opened(open_folder, path)
+        if there is None:
+            raise
+        return there
 
 
 def opened(open_folder: Callable[[Path], C], path: Path) -> C | None:
@@ -137,8 +152,8 @@ def opened(open_folder: Callable[[Path], C], path: Path) -> C | None:
     return None
 
 
-def build_corpus(documents: Iterable[Document], tokenizer: Tokenizer, out: str | Path, *, shard_tokens: int = 1 << 26, tokenizer_sha256: str = "",
-                 sources: Sequence[Mapping[str, Any]] = (), progress: Callable[[int], None] | None = None) -> Corpus:
+def build_corpus(documents: Iterable[Document], tokenizer: Tokenizer, out: str | Path, *, shard_tokens: int = SHARD_TOKENS,
+                 tokenizer_sha256: str = "", sources: Sequence[Mapping[str, Any]] = (), progress: Callable[[int], None] | None = None) -> Corpus:
     """Encodes documents into the new folder `out`, whole or not at all, and opens it. Memory holds one batch of documents at a time.
 
     Each document is followed by the end-of-text id where the tokenizer has one; a document without tokens is left out. Documents of more than two
@@ -153,7 +168,7 @@ def build_corpus(documents: Iterable[Document], tokenizer: Tokenizer, out: str |
         raise ConfigError(f"shard_tokens {shard_tokens}: expected 1 or more")
     with disk.new_dir(out) as folder:
         shards, n_documents, n_bytes, n_tokens, document_length = [0], 0, 0, 0, 0
-        _write_npy_header(folder / "documents.npy", 0)
+        write_npy_header(folder / "documents.npy", 0)
         for pieces in _batches(documents):
             line: list[int] = []
             starts: list[int] = []
@@ -169,14 +184,14 @@ def build_corpus(documents: Iterable[Document], tokenizer: Tokenizer, out: str |
             token_ids = np.array(line, np.int64)
             if len(line) and token_ids.max() >= vocab_size:
                 raise TokenizerError(f"the tokenizer gave id {token_ids.max()}, but its vocab_size is {vocab_size}; every id should be below it")
-            _append_tokens(folder, shards, token_ids.astype(dtype), shard_tokens)
-            _append(folder / "documents.npy", np.array(starts, "<i8"))
+            append_tokens(folder, shards, token_ids.astype(dtype), shard_tokens)
+            append(folder / "documents.npy", np.array(starts, "<i8"))
             n_documents += len(starts)
             if progress:
                 progress(n_bytes)
         if not n_documents:
             raise DataError("there is no text to build a corpus from; every document was empty")
-        _write_npy_header(folder / "documents.npy", n_documents)
+        write_npy_header(folder / "documents.npy", n_documents)
         info = CorpusInfo(n_documents, n_tokens, n_bytes, dtype.name, vocab_size, tuple(shards), end_id, tokenizer_sha256,
                           tuple(dict(source) for source in sources))
         write_json(folder / "corpus.json", to_dict(info))
@@ -214,29 +229,29 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[tuple[str, bool]]]:
         yield batch
 
 
-def _append_tokens(folder: Path, shards: list[int], token_ids: np.ndarray, shard_tokens: int) -> None:
+def append_tokens(folder: Path, shards: list[int], token_ids: np.ndarray, shard_tokens: int = SHARD_TOKENS) -> None:
     """Writes behind the last shard's end, beginning a new one whenever it is full."""
     while len(token_ids):
         if shards[-1] == shard_tokens:
             shards.append(0)
         part = token_ids[:shard_tokens - shards[-1]]
-        _append(_shard(folder, len(shards) - 1), part)
+        append(shard_path(folder, len(shards) - 1), part)
         shards[-1] += len(part)
         token_ids = token_ids[len(part):]
 
 
-def _append(path: Path, values: np.ndarray) -> None:
+def append(path: Path, values: np.ndarray) -> None:
     with open(path, "ab") as handle:
         handle.write(values.tobytes())
 
 
-def _write_npy_header(path: Path, n: int) -> None:
+def write_npy_header(path: Path, n: int) -> None:
     """The head of an int64 .npy file of n values. NumPy pads it, so that n may grow in place."""
     with open(path, "r+b" if path.exists() else "wb") as handle:
         np.lib.format.write_array_header_1_0(handle, {"descr": "<i8", "fortran_order": False, "shape": (n,)})
 
 
-def _shard(folder: Path, number: int) -> Path:
+def shard_path(folder: Path, number: int) -> Path:
     return folder / f"shard-{number:05d}.bin"
 
 

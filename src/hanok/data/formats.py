@@ -52,7 +52,7 @@ def find_units(sources: Sequence[str]) -> list[Unit]:
             path = Path(source)
             is_named = not is_folder(path)
             paths = [path] if is_named else walk(path, (*SUFFIXES, *KINDS, ".xml", *(f".{name}" for name in COMPRESSIONS)))
-            found = [unit for path in paths if (unit := _unit(path, is_named))]
+            found = [unit for path in paths if (is_named or not _is_left(path, source)) and (unit := _unit(path, is_named))]
             if not found:
                 raise DataError(f"{source}: no text files in this folder; the suffixes that count are {_ALL}, each also with "
                                 f"{', '.join(f'.{name}' for name in COMPRESSIONS)} behind it (hidden files and links out of the folder do not)")
@@ -97,6 +97,12 @@ def _unit(path: Path, is_named: bool) -> Unit | None:
         return Unit(str(path), kind, path, compression, path.stat().st_size)
     except OSError as error:
         raise disk.disk_error(path, error) from None
+
+
+def _is_left(path: Path, root: str) -> bool:
+    """Whether a build that was killed left this file in its work folder below `root`: its own tokenizer and notes are no text."""
+    inner = [folder for folder in path.parents if folder.name.endswith(".building") and folder != Path(root) and folder.is_relative_to(root)]
+    return any((folder / "build.json").is_file() for folder in inner)
 
 
 def _read_text(chunks: Iterable[str], name: str, options: ReadOptions, counts: Counts) -> Iterator[Document]:

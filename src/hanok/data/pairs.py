@@ -19,7 +19,8 @@ import numpy as np
 
 from hanok import disk
 from hanok.config import from_dict, read_json, to_dict, write_json
-from hanok.data.corpus import opened
+from hanok.data.corpus import cached
+from hanok.data.reading import LONGEST_ROW
 from hanok.data.sources import walk
 from hanok.errors import ConfigError, DataError, TokenizerError
 from hanok.text.tokenizer import Tokenizer
@@ -112,6 +113,7 @@ def _tsv_lines(text: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def _csv_lines(text: str, path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(max(LONGEST_ROW, csv.field_size_limit()))                    # of the process, and only ever raised
     lines = csv.reader(io.StringIO(text, newline=""))
     while True:
         try:
@@ -245,5 +247,4 @@ def cached_pairs(pairs: Sequence[TextPair], tokenizer: Tokenizer, folder: Path) 
     for pair in pairs:
         digest.update(hashlib.sha256(json.dumps([pair.source, pair.target]).encode()).digest())
     path = folder / digest.hexdigest()[:32]
-    there = opened(PairCorpus.open, path)
-    return build_pairs(pairs, tokenizer, path) if there is None else there
+    return cached(PairCorpus.open, lambda: build_pairs(pairs, tokenizer, path), path)

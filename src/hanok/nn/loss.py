@@ -7,6 +7,7 @@ N = B*T tokens, M of them asked, D d_model, V vocabulary, n tokens of a chunk.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +27,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         d_weights: list[Tensor | None] = [None] * len(weights)                        # the sum over the chunks; None: frozen, or none yet
         d_asked, total = torch.empty_like(asked), hidden.new_zeros((), dtype=torch.float32)
         for part, target, d_part in zip(asked.split(chunk_size), targets.split(chunk_size), d_asked.split(chunk_size)):
-            total += gradient_of(head, part, d_part, weights, d_weights, lambda logits, target=target: _loss_and_gradient(
-                logits, target, smoothing, z_loss))
+            total += gradient_of(head, part, d_part, weights, d_weights, partial(_loss_and_gradient, target, smoothing, z_loss))
         d_hidden = d_asked
         if index is not None:
             d_hidden = torch.zeros_like(hidden)
@@ -81,10 +81,10 @@ def _by_products(head: nn.Module, part: Tensor, d_part: Tensor, weights: Sequenc
 def _is_plain(head: nn.Module, x: Tensor) -> bool:
     """Whether the head is one linear map in fp32 on a CPU that nobody listens to."""
     return (type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks and x.dtype == torch.float32
-            and not torch.is_autocast_enabled(x.device.type) and one_dnn.serves(head.weight))
+            and one_dnn.serves(head.weight) and not torch.is_autocast_enabled(x.device.type))
 
 
-def _loss_and_gradient(logits: Tensor, targets: Tensor, smoothing: float, z_loss: float) -> tuple[Tensor, Tensor]:
+def _loss_and_gradient(targets: Tensor, smoothing: float, z_loss: float, logits: Tensor) -> tuple[Tensor, Tensor]:
     """The summed loss of (n,V) logits and its gradient there: p (1 + 2 z log Z) - (1-s) onehot - s/V."""
     log_p, index, even = logits.log_softmax(-1), targets[:, None], smoothing / logits.size(-1)
     chosen = log_p.gather(1, index)                                                   # (n,1)

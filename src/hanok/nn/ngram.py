@@ -6,6 +6,7 @@ row share it (fastText's trick, arXiv:1607.04606, 3). B batch, T positions, D d_
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,7 @@ class NGramEmbedding(Embedding):
     def with_grams(self, token_ids: Tensor, before: Sequence[Tensor], positions: Tensor) -> Tensor:
         """(B,T), the tokens one, two, ... places before them, (1|B,T) -> (B,T,D)."""
         vocab_size, x, number, n_grams = self.token.num_embeddings, self.vectors(token_ids), token_ids, self.token.num_embeddings
+        table: Any
         for earlier, table in zip(before, self.grams):
             number, n_grams = number + earlier * n_grams, n_grams * (vocab_size + 1)
             rows = table.num_embeddings

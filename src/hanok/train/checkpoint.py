@@ -2,7 +2,9 @@
 
     RUN/recipe.toml  tokenizer.json  metrics.csv  samples.md  checkpoints/step-00001000/{model,optimizer}.safetensors, state.json
 
-Beside the weights, optimizer.safetensors holds every other tensor of a run that goes on: optimizer, averaged weights, random and carried states.
+Beside the weights, optimizer.safetensors holds every other tensor of a run that goes on: optimizer, averaged weights, random and carried states. Many
+ranks write a file each instead (torch.distributed.checkpoint's safetensors: shard-00001-model-00001-of-00001.safetensors, ...), from which any
+number of ranks can go on.
 """
 from __future__ import annotations
 
@@ -12,20 +14,24 @@ import re
 import shutil
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hanok.bundle.weights import read_safetensors, write_safetensors
 from hanok.config import read_json, read_toml, to_dict, toml, write_json
 from hanok.disk import disk_error, new_dir, read_text, write_text
-from hanok.errors import DataError, HanokError
+from hanok.errors import DataError, HanokError, WeightsError
 from hanok.text.tokenizer import Tokenizer
+from hanok.train.distributed import ALONE, Ranks
 from hanok.train.recipe import Recipe
 
 COLUMNS = ("step", "tokens", "seconds", "loss", "validation_loss", "perplexity", "bits_per_byte", "learning_rate", "grad_norm", "tokens_per_second")
 MODEL = "model/"
+SHARDS = "shard-*.safetensors"
 UNFINISHED = re.compile(r"\.(step-\d+|bundle\.new|metrics\.csv|samples\.md|recipe\.toml|loss\.png)\.[0-9a-f]{16}|bundle\.new")
 
 
@@ -109,10 +115,15 @@ class Run:
             write_text(samples, "".join(part for part in parts if part and int(part.split(maxsplit=3)[2]) <= step))
 
     # ---- checkpoints
-    def checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2) -> Path:
-        """Writes what a run needs to go on, whole or not at all; then forgets all but the newest `keep` and the best by validation."""
+    def checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], keep: int = 2, ranks: Ranks = ALONE) -> Path:
+        """Writes what a run needs to go on, whole or not at all; then forgets all but the newest `keep` and the best by validation. All ranks ask."""
         path = self.out / "checkpoints" / f"step-{state['step']:08d}"
-        if not path.exists():
+        if ranks.n > 1:
+            if not ranks.share(path.exists()):
+                write_shards(path, tensors, state, ranks)
+            if not ranks.first:
+                return path
+        elif not path.exists():
             with new_dir(path) as folder:
                 write_safetensors(folder / "model.safetensors", {n.removeprefix(MODEL): t for n, t in tensors.items() if n.startswith(MODEL)})
                 write_safetensors(folder / "optimizer.safetensors", {n: t for n, t in tensors.items() if not n.startswith(MODEL)})
@@ -136,8 +147,10 @@ class Run:
         return read_json(path / "state.json")
 
     @staticmethod
-    def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def read(path: Path, ranks: Ranks = ALONE) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """A checkpoint's tensors and state. HanokError names the file that is damaged."""
+        if list(path.glob(SHARDS)):
+            return Sharded(path, ranks), read_json(path / "state.json")
         tensors = {MODEL + name: tensor for name, tensor in read_safetensors(path / "model.safetensors").items()}
         return {**tensors, **read_safetensors(path / "optimizer.safetensors")}, read_json(path / "state.json")
 
@@ -161,6 +174,50 @@ class Run:
     def reopen(self) -> None:
         """A finished run that goes on is no bundle until it is finished again."""
         (self.out / "config.json").unlink(missing_ok=True)
+
+
+class Sharded(dict[str, Tensor]):
+    """The tensors of a checkpoint that many ranks wrote, told (without memory) and read where `fill` wants them; all ranks do that together."""
+
+    def __init__(self, path: Path, ranks: Ranks = ALONE):
+        from torch.distributed.checkpoint import HuggingFaceStorageReader
+        files, n = sorted(path.glob(SHARDS)), read_json(path / "state.json").get("n_ranks", 1)
+        if len(files) != n:
+            raise WeightsError(f"{path} has {len(files)} shards of {n}; bring the others back")
+        for file in files:
+            read_safetensors(file)                                                    # none of them is cut short
+        self.path, self.ranks = path, ranks
+        self.stored: dict[str, str] = {}
+        mine = f"random/{ranks.rank if ranks.rank < n else 0}/"
+        for name, told in HuggingFaceStorageReader(str(path)).read_metadata().state_dict_metadata.items():
+            if not name.startswith("random/") or name.startswith(mine):
+                ours = name.replace(mine, "random/")
+                self.stored[ours] = name
+                self[ours] = torch.empty(told.size, dtype=told.properties.dtype, device="meta")   # type: ignore[union-attr]
+
+    def fill(self, into: Mapping[str, Tensor]) -> None:
+        """Reads each tensor, or the part of it that lies here, into its place."""
+        import torch.distributed.checkpoint as dcp
+        dcp.load({self.stored[name]: tensor for name, tensor in into.items()}, no_dist=self.ranks.n == 1,
+                 storage_reader=dcp.HuggingFaceStorageReader(str(self.path)))
+
+
+def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], ranks: Ranks) -> None:
+    """A new checkpoint, of which each rank writes a part; whole or not at all."""
+    import torch.distributed.checkpoint as dcp
+    with new_dir(path) if ranks.first else nullcontext(path) as made:
+        folder = Path(ranks.share(str(made)))
+        named = {name.replace("random/", f"random/{ranks.rank}/") if name.startswith("random/") else name: t for name, t in tensors.items()}
+        try:
+            dcp.save(named, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+        except dcp.api.CheckpointException as error:
+            for reason, _ in error.failures.values():
+                if isinstance(reason, OSError):
+                    raise disk_error(path, reason) from None
+            raise
+        if ranks.first:
+            write_json(folder / "state.json", state)
+    ranks.share(None)                                                                 # nobody goes on before it has its name
 
 
 def write_recipe(folder: Path, recipe: Recipe, sources: Mapping[str, str], begun: str) -> None:

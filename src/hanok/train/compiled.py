@@ -10,13 +10,19 @@ from torch import Tensor
 from hanok.contracts import Batch
 from hanok.errors import HanokError
 from hanok.runtime import logger
+from hanok.train.distributed import is_sharded
 
 Hidden = Callable[[Batch], Tensor]
 
 
 def hidden_of(model: Any, mode: Literal["auto", "on", "off"], device: torch.device) -> Hidden:
-    """model.hidden, compiled where `mode` says so; auto: on a GPU."""
-    return Compiled(model.hidden) if mode == "on" or mode == "auto" and device.type == "cuda" else model.hidden
+    """model.hidden, compiled where `mode` says so; auto: on a GPU. What FSDP2 gathers as it goes is not compiled."""
+    wanted = mode == "on" or mode == "auto" and device.type == "cuda"
+    if wanted and is_sharded(model.parameters()):
+        if mode == "on":
+            logger.warning("train.compile is on and train.parallel fsdp; training goes on without torch.compile")
+        return model.hidden
+    return Compiled(model.hidden) if wanted else model.hidden
 
 
 class Compiled:

@@ -60,7 +60,7 @@ class RunData:
     train: Any                                           # Corpus; of pairs PairCorpus
     validation: Any
     sources: list[dict[str, Any]]                        # path, bytes and sha256 of each file
-    documents: list[Document]                            # training text; of pairs none
+    documents: list[Document]                            # training text; of pairs and of a built corpus none
     held_out: list[Document]
     recurrent: bool                                      # whether a state is carried from batch to batch
 
@@ -119,11 +119,17 @@ def data_of(recipe: Recipe, say: Say = lambda line: None) -> RunData:
     family = catalog.family(recipe.model.family)
     preset = catalog.preset(family.name, recipe.model.preset)
     model = empty_model(family, from_dict(family.config, {**to_dict(preset), **recipe.model.sizes}, "model.sizes"))     # before any text is read
-    objective = chosen_objective(recipe, family)
+    objective, built = chosen_objective(recipe, family), built_corpus(recipe)
     paired = objective == "seq2seq"
-    documents, held_out, pairs = pair_texts(recipe, say) if paired else (*plain_texts(recipe, say), None)
-    others = [Document("", text) for pair in pairs[1] for text in (pair.source, pair.target)] if pairs else held_out
-    tokenizer = tokenizer_of(recipe, documents, say, objective, others)
+    documents: list[Document]
+    held_out: list[Document]
+    pairs: tuple[list[TextPair], list[TextPair]] | None
+    if built is not None:
+        documents, held_out, pairs, tokenizer = [], [], None, tokenizer_of_built(recipe, built, objective)
+    else:
+        documents, held_out, pairs = pair_texts(recipe, say) if paired else (*plain_texts(recipe, say), None)
+        others = [Document("", text) for pair in pairs[1] for text in (pair.source, pair.target)] if pairs else held_out
+        tokenizer = tokenizer_of(recipe, documents, say, objective, others)
     sizes = {**to_dict(preset), "vocab_size": tokenizer.vocab_size, "max_seq_len": recipe.data.seq_len or preset.max_seq_len, **recipe.model.sizes}
     config: Any = from_dict(family.config, sizes, "model.sizes")
     if recipe.data.seq_len and recipe.data.seq_len > config.max_seq_len:
@@ -139,9 +145,10 @@ def data_of(recipe: Recipe, say: Say = lambda line: None) -> RunData:
         train, validation = (cached_pairs(side, tokenizer, folder) for side in pairs)
         tell_of_long_pairs((train, validation), seq_len, say)
         return RunData(recipe, family, config, tokenizer, objective, seq_len, train, validation, sources, [], [], False)
-    corpora = corpus_of(documents, tokenizer, sources), corpus_of(held_out, tokenizer, sources)
+    corpora = (corpus_of(documents, tokenizer, sources), corpus_of(held_out, tokenizer, sources)) if built is None else opened_sides(built, tokenizer)
     if len(corpora[1]) < 2:
-        raise DataError("the validation text is a single token; give more text or a larger data.validation")
+        larger = "data.validation" if built is None else "--validation to `hanok corpus build`"
+        raise DataError(f"the validation text is a single token; give more text or a larger {larger}")
     return RunData(recipe, family, config, tokenizer, objective, seq_len, *corpora, sources, documents, held_out,
                    objective == "causal" and carries(model))
 
@@ -167,7 +174,43 @@ def chosen_objective(recipe: Recipe, family: Family) -> str:
 def holds_pairs(source: str) -> bool:
     """Whether it is a file of pairs, or a folder with some."""
     path = Path(source)
-    return bool(walk(path, PAIR_SUFFIXES)) if path.is_dir() else path.suffix.lower() in PAIR_SUFFIXES
+    return not is_built(path) and bool(walk(path, PAIR_SUFFIXES)) if path.is_dir() else path.suffix.lower() in PAIR_SUFFIXES
+
+
+# ---- built corpora -------------------------------------------------------------------------------------------
+def is_built(path: Path) -> bool:
+    """Whether `hanok corpus build` made this folder."""
+    return (path / "card.json").is_file() and (path / "train" / "corpus.json").is_file()
+
+
+def built_corpus(recipe: Recipe) -> Path | None:
+    """The built corpus that is the recipe's text; None where it is read from files. DataError where one stands among other sources, or a part of one."""
+    sources = [Path(source) for source in recipe.data.sources]
+    part = next((source for source in sources if (source / "corpus.json").is_file() and is_built(source.resolve().parent)), None)
+    if part is not None:
+        raise DataError(f"{part} is a part of a built corpus; give the whole of it, {part.parent}")
+    found = next(filter(is_built, sources), None)
+    if found is not None and len(sources) > 1:
+        raise DataError(f"{found} is a built corpus, and more sources stand beside it; build one corpus of all, or give it alone")
+    return found
+
+
+def tokenizer_of_built(recipe: Recipe, built: Path, objective: str) -> Tokenizer:
+    """The tokenizer that the corpus was built with. ConfigError for another one, or for pairs."""
+    if objective == "seq2seq":
+        raise ConfigError(f"{built} is a built corpus: it holds texts, and seq2seq learns from pairs; leave data.objective out, or give pairs")
+    tokenizer, path = Tokenizer.load(built), recipe.tokenizer.path
+    if path is not None and Tokenizer.load(Path(path)).to_json() != tokenizer.to_json():
+        raise ConfigError(f"tokenizer.path {path} is not the tokenizer that {built} was built with; leave it out, or build the corpus again with it")
+    return tokenizer
+
+
+def opened_sides(built: Path, tokenizer: Tokenizer) -> tuple[Corpus, Corpus]:
+    """Its training and validation tokens, memory-mapped. DataError where they are damaged, or of another tokenizer."""
+    train, validation = (Corpus.open(built / side) for side in ("train", "validation"))
+    for side in (train, validation):
+        side.check(tokenizer, hashlib.sha256(tokenizer.to_json().encode()).hexdigest())
+    return train, validation
 
 
 # ---- texts, tokenizer, corpora -------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from hanok.train.distributed import local
+
 
 class Average:
     """The mean of a model's trained parameters, by name. Early on it forgets faster, (1 + n)/(10 + n), so that the beginning does not linger."""
@@ -20,7 +22,7 @@ class Average:
     def update(self, n_steps: int) -> None:
         """Takes in the weights behind update `n_steps`, counted from 1."""
         decay = min(self.decay, (1 + n_steps) / (10 + n_steps))
-        torch._foreach_lerp_(list(self.weights.values()), list(self.parameters.values()), 1 - decay)
+        torch._foreach_lerp_([local(mean) for mean in self.weights.values()], [local(p) for p in self.parameters.values()], 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -33,4 +35,10 @@ class Average:
 
     def swap(self) -> None:
         for name, p in self.parameters.items():
-            p.data, self.weights[name] = self.weights[name], p.data
+            if (here := local(p)) is p:
+                p.data, self.weights[name] = self.weights[name], p.data
+            else:                                        # FSDP2 gathers from this memory and from no other
+                mean = local(self.weights[name])
+                kept = here.detach().clone()
+                here.detach().copy_(mean)
+                mean.copy_(kept)

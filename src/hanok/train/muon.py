@@ -1,7 +1,8 @@
 """Muon (Keller Jordan, 2024): each matrix steps along its momentum with all singular values made about 1, by five Newton-Schulz iterations.
 
 Scale and weight decay are Moonshot's (arXiv:2502.16982): an update is as long as AdamW's, so that both may share a learning rate. Matrices of one
-shape are iterated together, a tall one as its transpose; fp32 on CPUs, whose bf16 products are slow, bf16 elsewhere. n matrices of (R,C), R <= C.
+shape are iterated together, a tall one as its transpose; fp32 on CPUs, whose bf16 products are slow, bf16 elsewhere. Of matrices that are cut up
+(FSDP2) the whole is gathered, and each rank moves its part. n matrices of (R,C), R <= C.
 """
 from __future__ import annotations
 
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+from hanok.train.distributed import local, own_part, whole_of
 
 A, B, C = 3.4445, -4.7750, 2.0315
 """The quintic a x + b x^3 + c x^5: steep at zero, and about 1 wherever it ends."""
@@ -41,19 +44,20 @@ class Muon(torch.optim.Optimizer):
 
     def move(self, params: list[Tensor], group: dict[str, Any]) -> None:
         """Updates matrices of one shape, or its transpose."""
-        grads, means = [p.grad for p in params if p.grad is not None], []
+        grads, means = [local(p.grad) for p in params if p.grad is not None], []
         for p in params:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-            means.append(self.state[p]["momentum"])
+            means.append(local(self.state[p]["momentum"]))
         torch._foreach_lerp_(means, grads, 1 - group["momentum"])
-        ahead = torch._foreach_lerp(grads, means, group["momentum"])
+        ahead = [whole_of(x, p) for x, p in zip(torch._foreach_lerp(grads, means, group["momentum"]), params)]
         turned = [p.size(0) > p.size(1) for p in params]
         flat = orthogonalised(torch.stack([x.t() if turn else x for x, turn in zip(ahead, turned)]), group["n_iterations"])
+        mine = [local(p) for p in params]
         if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        updates = [x.t() if turn else x for x, turn in zip(flat.to(params[0].dtype).unbind(0), turned)]
-        torch._foreach_add_(params, updates, alpha=-group["lr"] * 0.2 * math.sqrt(max(params[0].shape)))
+            torch._foreach_mul_(mine, 1 - group["lr"] * group["weight_decay"])
+        updates = [own_part(x.t() if turn else x, p) for x, turn, p in zip(flat.to(params[0].dtype).unbind(0), turned, params)]
+        torch._foreach_add_(mine, updates, alpha=-group["lr"] * 0.2 * math.sqrt(max(params[0].shape)))
 
 
 def orthogonalised(x: Tensor, n_iterations: int = 5) -> Tensor:                       # (n,R,C) -> (n,R,C)

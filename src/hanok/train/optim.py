@@ -18,7 +18,7 @@ from hanok.train.recipe import TrainRecipe
 
 NOT_HIDDEN = (nn.Embedding, GRUCell, LSTMCell, GatedConvolution)
 """Modules whose matrices are no plain maps from one hidden vector to another."""
-BESIDE_MUON = 5
+BESIDE_MUON = 12
 """Times learning_rate, for embeddings and heads: Muon's updates and Adam's are equally long, and a token's row is moved by few of them."""
 
 

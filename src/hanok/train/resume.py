@@ -1,6 +1,6 @@
 """`hanok pretrain --resume RUN`: the folder says all that is needed, and what does not fit any more is named before anything is touched.
 
-N updates are the same to the bit as some, a kill, and the rest (same machine and threads). A run without a checkpoint begins again at step 0.
+N updates are the same to the bit as some, a kill, and the rest (same machine, threads and ranks). A run without a checkpoint begins again at step 0.
 """
 from __future__ import annotations
 
@@ -16,38 +16,61 @@ from hanok.data.sources import hash_sources
 from hanok.errors import ConfigError, DataError
 from hanok.models import catalog
 from hanok.train.checkpoint import Run
-from hanok.train.data_of_run import chosen_objective
+from hanok.train.data_of_run import RunData, chosen_objective
+from hanok.train.distributed import ALONE, Ranks
 from hanok.train.pretrain import Pretraining, Say, prepare, sha256_of
 from hanok.train.recipe import Recipe
 
 MOST_TOLD = 5
 """Differences that a message names."""
+FREE = ("train.parallel ",)
+"""What may change without --force: it moves no number but by rounding."""
 
 
-def resume(out: Path | str, settings: Sequence[str] = (), *, force: bool = False, say: Say = lambda line: None) -> Pretraining | None:
+def resume(out: Path | str, settings: Sequence[str] = (), *, force: bool = False, say: Say = lambda line: None,
+           ranks: Ranks | None = None) -> Pretraining | None:
     """The run in `out`, ready to go on from its newest checkpoint; None where it is finished.
 
     `settings` (a.b=c) and an edited recipe.toml are taken only by `force`: the schedule then is that of the new recipe from here on, and the batches
-    stay those of the data. ConfigError names each difference; DataError a source that is gone or changed.
+    stay those of the data. How many `ranks` there are, and train.parallel, may differ from before. ConfigError names each difference; DataError a
+    source that is gone or changed.
     """
-    run = Run(out)
-    run.lock()
+    run, ranks = Run(out), ALONE if ranks is None else ranks
+    if ranks.first:
+        run.lock()
     try:
-        return opened(run, settings, force, say)
+        return opened(run, settings, force, say if ranks.first else lambda line: None, ranks)
     except BaseException:
         run.unlock()
         raise
 
 
-def opened(run: Run, settings: Sequence[str], force: bool, say: Say) -> Pretraining | None:
+def opened(run: Run, settings: Sequence[str], force: bool, say: Say, ranks: Ranks) -> Pretraining | None:
     """The locked run as it should go on."""
+    with ranks.in_turn():
+        told = checked(run, settings, force, say)
+    if told is None:
+        return None
+    prepared, newest, changed = told
+    pretraining = Pretraining(prepared, run, newest, say, None if ranks is ALONE else ranks)
+    if ranks.first:
+        if changed:
+            say(f"taken as edited: {listed(changed)}")
+            run.accept(prepared.recipe, newest)
+        run.reopen()
+    say(f"going on from step {pretraining.trainer.n_steps:,} of {run.out}")
+    return pretraining
+
+
+def checked(run: Run, settings: Sequence[str], force: bool, say: Say) -> tuple[RunData, Path | None, list[str]] | None:
+    """What the run reads, the checkpoint that it goes on from, and what of the recipe was edited; None where it is finished."""
     written, sources, begun = run.told()
     plain = to_dict(from_dict(Recipe, written, str(run.out / "recipe.toml")))
     recipe = from_dict(Recipe, override(plain, settings), "recipe")
     newest, lost = run.newest_whole()
     state = {"recipe": plain} if newest is None else run.state(newest)
     changed = differences(to_dict(from_dict(Recipe, state["recipe"], str(newest))), to_dict(recipe))
-    if changed and not force:
+    if not force and any(not change.startswith(FREE) for change in changed):
         made = "run" if newest is None else "checkpoint"
         raise ConfigError(f"{run.out}: the recipe is not the one that the {made} was made with: {listed(changed)}; put it back, or take it as it is "
                           "now with --force")
@@ -69,13 +92,7 @@ def opened(run: Run, settings: Sequence[str], force: bool, say: Say) -> Pretrain
         raise ConfigError(f"{what} is not the tokenizer that {newest} was made with; bring tokenizer.json back")
     if lost:
         say(f"{lost}; going back to {'the beginning' if newest is None else newest.name}")
-    pretraining = Pretraining(prepared, run, newest, say)
-    if changed:
-        say(f"taken as edited: {listed(changed)}")
-        run.accept(recipe, newest)
-    run.reopen()
-    say(f"going on from step {pretraining.trainer.n_steps:,} of {run.out}")
-    return pretraining
+    return prepared, newest, changed
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any], where: str = "") -> list[str]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hanok.errors import ConfigError
+from hanok.train.distributed import local, own_part
 
 PLAIN = ("step", "tokens", "seconds", "losses", "optimizers", "python", "numpy")
 
@@ -32,7 +33,7 @@ def take(trainer: Any) -> tuple[dict[str, Tensor], dict[str, Any]]:
     drawn, dice = chance(trainer.device)
     return {**tensors, **drawn}, {
         "step": trainer.n_steps, "tokens": trainer.n_tokens, "seconds": trainer.seconds, "losses": list(trainer.guard.losses), "optimizers": kinds,
-        **dice}
+        "shares": list(trainer.shares), **dice}
 
 
 Chance = tuple[dict[str, Tensor], dict[str, Any]]
@@ -73,16 +74,32 @@ def put_back(trainer: Any, tensors: Mapping[str, Tensor], plain: Mapping[str, An
     states = {f"optimizer/{i}/{name}/{key}": (i, p, key) for i, part in enumerate(plain["optimizers"])
               for name, p in parameters_of(trainer, i) if name not in part["untouched"] for key in part["keys"]}
     check(tensors, own, {place: p for place, (_, p, _) in states.items()})
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(tensors[name])
+    made = {place: room(tensors[place], p) for place, (_, p, _) in states.items()}
+    drawn = {name: torch.empty_like(tensors[name], device="cpu") for name in ("random/torch", "random/cuda") if name in tensors}
+    fill({**own, **made, **drawn}, tensors)
     for optimizer in trainer.optimizers:
         optimizer.state.clear()
     for place, (i, p, key) in states.items():
-        trainer.optimizers[i].state[p][key] = tensors[place].to(p.device, copy=True)
+        trainer.optimizers[i].state[p][key] = made[place]
     trainer.n_steps, trainer.n_tokens, trainer.seconds = plain["step"], plain["tokens"], plain["seconds"]
+    trainer.shares = list(plain.get("shares", []))
     trainer.guard.losses = deque(plain["losses"], trainer.guard.losses.maxlen)
-    set_chance((tensors, plain), trainer.device)
+    set_chance((drawn, plain), trainer.device)
+
+
+def room(saved: Tensor, p: Tensor) -> Tensor:
+    """Where a state of parameter `p` may be put: cut up as `p` is, unless it is a scalar."""
+    return torch.empty_like(p, dtype=saved.dtype) if saved.shape == p.shape else torch.empty_like(saved, device=p.device)
+
+
+@torch.no_grad()
+def fill(into: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    """Writes the tensors, or the parts of them that lie here, into their places; what is only told of yet (`checkpoint.Sharded`) reads itself."""
+    if hasattr(tensors, "fill"):
+        tensors.fill(into)
+        return
+    for name, tensor in into.items():
+        local(tensor).copy_(own_part(tensors[name], tensor))
 
 
 def fixed(trainer: Any) -> dict[str, Tensor]:

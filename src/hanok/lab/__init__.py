@@ -1,0 +1,1 @@
+"""The claims of the notes as experiments, with numbers and pictures."""

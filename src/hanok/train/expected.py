@@ -1,0 +1,170 @@
+"""What a run may expect: its loss by a scaling law, the rates that it should learn with, and what of a text both depend on.
+
+The law is that of Hoffmann et al. (arXiv:2203.15556, eq. 10), in bits a byte so that vocabularies compare. Text that is read again is worth less
+(Muennighoff et al., arXiv:2305.16264, eq. 5), and so is a byte in an update of many tokens (McCandlish et al., arXiv:1812.06162, eq. 2.11).
+"""
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hanok.data.corpus import Corpus
+from hanok.data.sources import find_files, read_documents
+from hanok.errors import HanokError
+from hanok.models.family import Family
+from hanok.text.tokenizer import Tokenizer
+from hanok.text.tokenizer import train as train_tokenizer
+from hanok.train.recipe import TrainRecipe
+
+VOCABULARIES = (1024, 2048, 4096, 8192, 16384)
+"""Tokens that a new tokenizer may have."""
+RECURRENT = ("rnn", "lstm", "gru")
+"""Families whose matrices are recurrences: AdamW's, with short rows and many of them."""
+SAMPLE = 1 << 20
+"""Bytes of the text from which its difficulty and its tokens' length are told."""
+
+
+# ---- the loss ------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Law:
+    """L = least + size / N^alpha + data / D^beta, in bits a byte. N: parameters that are no embedding, D: bytes of text that are new."""
+    least: float
+    size: float
+    alpha: float
+    data: float
+    beta: float
+    vocabulary: float                        # of 4096 / V, a factor of the data's term: fewer tokens learn more slowly from as many bytes
+    critical: float                          # tokens an update at which a byte is worth half of what it is in small updates
+    zlib: float                              # bits a byte that zlib needs for the text that it was fitted to; other texts are scaled by theirs
+    spread: float                            # of the residuals' logarithms, one standard deviation
+    source: str
+
+
+LAW = Law(0.60, 4.74, 0.30, 39.7, 0.261, 0.07, 6000.0, 2.02, 0.03, "11 runs of qwen3 on the Python standard library, 0.09M to 2.9M inner "
+          "parameters, 0.1M to 1.1M tokens (docs/log.md); least and alpha assumed, vocabulary and critical from one run each")
+"""The constants, and where they come from. Its spread is three times that of the residuals, for what was assumed."""
+MOST_MEASURED = 8192
+"""Tokens of vocabulary beyond which nothing more is expected of it."""
+HALF_LIFE = 15.4
+"""R* of Muennighoff et al.: after so many repetitions a text has given 63 % of all that repeating gives."""
+
+
+def new_bytes(n_bytes: float, unique: float) -> float:
+    """What reading `n_bytes` of a text of `unique` bytes is worth, in bytes never read before."""
+    if n_bytes <= unique:
+        return n_bytes
+    return unique + unique * HALF_LIFE * (1 - math.exp(-(n_bytes / unique - 1) / HALF_LIFE))
+
+
+def expected_bits(law: Law, n_inner: float, n_bytes: float, unique: float, tokens_per_update: float, vocab_size: int, text_zlib: float) -> float:
+    """The validation loss of a run, in bits a byte."""
+    worth = new_bytes(n_bytes, unique) / (1 + tokens_per_update / law.critical)
+    of_data = law.data * worth ** -law.beta * (4096 / min(vocab_size, MOST_MEASURED)) ** law.vocabulary
+    return (law.least + law.size * n_inner ** -law.alpha + of_data) * text_zlib / law.zlib
+
+
+# ---- rates ---------------------------------------------------------------------------------------------------
+def peak_rate(family: Family, d_model: int) -> float:
+    """The peak of a model of this width: the recipes', tuned at 128 (AdamW's, of recurrences, at 256), with the root of the width below and above."""
+    rate, width = (3e-3, 256) if family.name in RECURRENT else (TrainRecipe().learning_rate, 128)
+    return float(f"{rate * (width / d_model) ** 0.5:.3g}")
+
+
+def warmup(steps: int) -> int:
+    """Updates until the peak: a twentieth of the run, 10 to 100."""
+    return max(10, min(100, steps // 20))
+
+
+def learning(family: Family, d_model: int, steps: int) -> dict[str, Any]:
+    """What of a recipe's defaults is another for a family, a width and a number of updates."""
+    told = {"learning_rate": peak_rate(family, d_model), "warmup_steps": warmup(steps)}
+    return {**told, "optimizer": "adamw", "weight_decay": 0.0} if family.name in RECURRENT else told
+
+
+# ---- the text ------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Text:
+    """What of a text a plan depends on."""
+    n_bytes: float                           # that are trained on
+    n_documents: int
+    zlib: float                              # bits a byte that zlib needs for it
+    lengths: tuple[tuple[int, float], ...]   # tokens of a vocabulary -> bytes a token; in between they grow with the vocabulary's logarithm
+    vocab_size: int | None = None            # of a tokenizer that is given
+    held: float = 0.0                        # bytes that the run's process reads into memory; none of a built corpus
+
+    def bytes_per_token(self, vocab_size: int) -> float:
+        (small, short), (large, long) = self.lengths[0], self.lengths[-1]
+        if small == large:
+            return short
+        return short + (long - short) * math.log(vocab_size / small) / math.log(large / small)
+
+
+LIBRARY = Text(13e6, 800, LAW.zlib, ((1024, 2.6), (16384, 3.9)), held=13e6)
+"""A text like the Python standard library: what a plan without a text is made for."""
+
+
+def survey(settings: Mapping[str, Mapping[str, Any]]) -> Text:
+    """The text that the settings name, from its files' sizes and a sample. HanokError as its readers'."""
+    data, told = settings.get("data", {}), settings.get("tokenizer", {})
+    built = corpus_at(data["sources"])
+    if built is not None:
+        folder, corpus = built
+        tokenizer = Tokenizer.load(folder)
+        raw = tokenizer.decode(corpus.slice(0, min(len(corpus), SAMPLE // 4)).tolist()).encode()
+        return of_corpus(corpus, 8 * len(zlib.compress(raw, 9)) / max(1, len(raw)))
+    files = find_files(data["sources"])
+    n_bytes = sum(path.stat().st_size for path in files)
+    sample, room, step = [], SAMPLE, max(1, min(len(files), n_bytes // SAMPLE))       # files from all over the text
+    for document in read_documents([path for first in range(step) for path in files[first::step]], encoding=data.get("encoding", "utf-8")):
+        sample.append(document.text[:max(1, room)])
+        room -= len(sample[-1])
+        if room <= 0:
+            break
+    plain = "\n".join(sample)
+    raw = plain.encode()
+    bits = 8 * len(zlib.compress(raw, 9)) / len(raw)
+    kept = n_bytes * (1 - float(data.get("validation", 0.02)))
+    if told.get("path"):
+        tokenizer = Tokenizer.load(Path(told["path"]))
+        return Text(kept, len(files), bits, ((tokenizer.vocab_size, length_of(tokenizer, plain)),), tokenizer.vocab_size, n_bytes)
+    learned, seen = plain[:len(plain) * 3 // 4], plain[len(plain) * 3 // 4:]
+    lengths = []
+    for vocab_size in (VOCABULARIES[0], VOCABULARIES[-1]):
+        with suppress(HanokError):                                                    # too little text for so many
+            tokenizer = train_tokenizer(told.get("kind", "bpe"), [learned], vocab_size)
+            lengths.append((tokenizer.vocab_size, length_of(tokenizer, seen)))
+    return Text(kept, len(files), bits, tuple(lengths) or ((VOCABULARIES[0], 2.0),), held=n_bytes)
+
+
+def unread(sources: Sequence[str]) -> Text:
+    """The text as its files' sizes alone tell it: enough for memory and disk."""
+    built = corpus_at(sources)
+    if built is not None:
+        return of_corpus(built[1], LAW.zlib)
+    sizes = [path.stat().st_size for source in map(Path, sources) for path in (source.rglob("*") if source.is_dir() else [source]) if path.is_file()]
+    n_bytes = float(max(1, sum(sizes)))
+    return Text(n_bytes, max(1, len(sizes)), LAW.zlib, LIBRARY.lengths, held=n_bytes)
+
+
+def corpus_at(sources: Sequence[str]) -> tuple[Path, Corpus] | None:
+    """The built corpus that the one source is, if it is one."""
+    folder = Path(sources[0])
+    if len(sources) != 1 or not (folder / "card.json").is_file() or not (folder / "train" / "corpus.json").is_file():
+        return None
+    return folder, Corpus.open(folder / "train")
+
+
+def of_corpus(corpus: Corpus, bits: float) -> Text:
+    """A text that stands as tokens already."""
+    info = corpus.info
+    return Text(info.bytes, info.documents, bits, ((info.vocab_size, info.bytes / max(1, info.tokens)),), info.vocab_size)
+
+
+def length_of(tokenizer: Tokenizer, text: str) -> float:
+    """Bytes a token."""
+    return len(text.encode()) / max(1, len(tokenizer.encode(text)))
