@@ -50,9 +50,7 @@ notes: setup
 	@$(BIN)/python scripts/notes.py
 
 bench: setup
-	@$(BIN)/python benchmarks/decode.py $(ARGS)
-	@$(BIN)/python benchmarks/startup.py $(ARGS)
-	@$(BIN)/python benchmarks/recurrent.py $(ARGS)
+	@for bench in decode startup recurrent training_step compiled; do $(BIN)/python benchmarks/$$bench.py || exit 1; done
 
 conformance: setup
 	@$(BIN)/python scripts/peers.py

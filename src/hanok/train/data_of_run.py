@@ -184,7 +184,7 @@ def is_built(path: Path) -> bool:
 
 
 def built_corpus(recipe: Recipe) -> Path | None:
-    """The built corpus that is the recipe's text; None where it is read from files. DataError where one stands among other sources, or a part of one."""
+    """The built corpus that is the recipe's text; None where it is read from files. DataError where one, or a part of one, is among the sources."""
     sources = [Path(source) for source in recipe.data.sources]
     part = next((source for source in sources if (source / "corpus.json").is_file() and is_built(source.resolve().parent)), None)
     if part is not None:

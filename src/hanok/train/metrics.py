@@ -5,6 +5,7 @@ All three hear the same few verbs, so that a fourth is one class more.
 from __future__ import annotations
 
 import hashlib
+import html
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ class WandB:
         self.run.log(dict(values), step=step)
 
     def text(self, step: int, text: str) -> None:
-        self.run.log({"sample": self.wandb.Html(f"<pre>{text}</pre>")}, step=step)
+        self.run.log({"sample": self.wandb.Html(f"<pre>{html.escape(text)}</pre>")}, step=step)
 
     def close(self) -> None:
         self.run.finish()
