@@ -129,3 +129,12 @@ def test_a_prompt_is_checked_before_anything_is_written(recipe, tmp_path):
     with pytest.raises(ConfigError, match="train.sample_prompt is empty"):
         Pretraining(prepare(replace(recipe, train=replace(TRAIN, sample_prompt=""))), tmp_path / "run")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_tracker_that_refuses_to_begin_is_told_in_one_line(monkeypatch, tmp_path):
+    def refuse(out, recipe, step):
+        raise RuntimeError("no login\n  was found")
+
+    monkeypatch.setitem(metrics.TRACKERS, "wandb", refuse)
+    with pytest.raises(ConfigError, match=r"train.log names wandb, which did not begin: no login was found; settle that and go on with .*--resume"):
+        metrics.Trackers(("wandb",), tmp_path, {}, 0)

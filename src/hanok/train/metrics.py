@@ -97,11 +97,21 @@ def check(names: Sequence[str]) -> None:
             raise ConfigError(f"train.log names {name}, which is not installed; {INSTALL[name]}, or leave it out") from None
 
 
+def begun(name: str, out: Path, recipe: Mapping[str, Any], step: int) -> Tracker:
+    """The tracker of that name. ConfigError where it refuses to begin: it wants a login, a server, another setting."""
+    try:
+        return TRACKERS[name](out, recipe, step)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ConfigError(f"train.log names {name}, which did not begin: {reason}; settle that and go on with `hanok pretrain --resume {out}`, "
+                          "or take another train.log") from error
+
+
 class Trackers:
     """All that a run asked for, as one."""
 
     def __init__(self, names: Sequence[str], out: Path, recipe: Mapping[str, Any], step: int):
-        self.all = [TRACKERS[name](out, recipe, step) for name in dict.fromkeys(names)]
+        self.all = [begun(name, out, recipe, step) for name in dict.fromkeys(names)]
 
     def numbers(self, values: Mapping[str, float]) -> None:
         """A row of metrics.csv."""
