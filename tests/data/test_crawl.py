@@ -11,9 +11,9 @@ import brotli
 import pytest
 import zstandard
 
+from documents import read, refusal
 from hanok.data import crawl
-from hanok.data.formats import Counts, ReadOptions, find_units, read_unit
-from hanok.errors import DataError
+from hanok.data.formats import Counts
 
 PAGE = """<html><head>{meta}<title>제목</title><style>p {{}}</style></head><body><nav><a href="/">메뉴</a> <a href="/b">둘째 메뉴</a></nav>
 <main><h1>한옥 이야기</h1><p>{text}</p><p>Second paragraph with <b>bold</b> words &amp; more of them.</p></main>
@@ -48,19 +48,6 @@ def pack(records: list[bytes], suffix: str) -> bytes:
 def write(path: Path, *records: bytes) -> Path:
     path.write_bytes(pack([INFO, *records], path.suffix[1:]))
     return path
-
-
-def read(path: Path, counts: Counts | None = None, **options) -> list[tuple[str, str]]:
-    counts = Counts() if counts is None else counts
-    return [(document.name.removeprefix(str(path)), document.text) for unit in find_units([str(path)])
-            for document in read_unit(unit, ReadOptions(**options), counts)]
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as error:
-        read(path, skip_bad=True)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
-    return str(error.value)
 
 
 @pytest.mark.parametrize("name", ["CC-MAIN-1.warc.wet.gz", "a.wet", "a.warc.wet.zst"])
@@ -139,9 +126,9 @@ def test_an_archive_cut_short_or_of_another_kind_is_one_line(tmp_path, name):
     last = whole.rindex(b"WARC/1.0") if name != "a.warc.gz" else len(whole) - 400
     for end in (len(whole) - 3, len(whole) - 40, last + 60, last + 200):
         path.write_bytes(whole[:end])
-        assert "cut short" in refusal(path), end
+        assert "cut short" in refusal(path, skip_bad=True), end
     path.write_bytes(pack([b"<html>no archive</html>\n" * 9], path.suffix[1:]))
-    assert "no WARC file" in refusal(path)
+    assert "no WARC file" in refusal(path, skip_bad=True)
     path.write_bytes(pack([b""], path.suffix[1:]))
     assert read(path) == []
 

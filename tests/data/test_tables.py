@@ -14,25 +14,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import documents
+from documents import read
 from hanok.data import tables
-from hanok.data.formats import Counts, ReadOptions, find_units, read_unit
-from hanok.errors import DataError
+from hanok.data.formats import Counts
 
 KOREAN = "한옥, \"기와\"\n지붕\t漢字"
 
 
-def read(source: str | Path, counts: Counts | None = None, **options) -> list[tuple[str, str]]:
-    """(name behind the file's, text) of all documents."""
-    counts = Counts() if counts is None else counts
-    return [(document.name.removeprefix(str(source)), document.text) for unit in find_units([str(source)])
-            for document in read_unit(unit, ReadOptions(**options), counts)]
-
-
 def refusal(source: str | Path, **options) -> str:
-    with pytest.raises(DataError) as error:
-        read(source, **options)
-    assert "\n" not in str(error.value) and str(source) in str(error.value)
-    return str(error.value).removeprefix(str(source))
+    """Behind the file's name."""
+    return documents.refusal(source, **options).removeprefix(str(source))
 
 
 def put(path: Path, text: str) -> Path:

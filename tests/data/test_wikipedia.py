@@ -9,6 +9,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
+from documents import read, refusal
 from hanok.data import wikipedia
 from hanok.data.formats import Counts, ReadOptions, find_units, read_unit
 from hanok.data.wikipedia import plain_text, read_wikipedia
@@ -34,19 +35,6 @@ def dump(path: Path, *pages: str) -> Path:
     data = (HEAD + "".join(pages) + "</mediawiki>\n").encode()
     path.write_bytes(bz2.compress(data) if path.suffix == ".bz2" else data)
     return path
-
-
-def read(path: Path, counts: Counts | None = None, **options) -> list[tuple[str, str]]:
-    counts = Counts() if counts is None else counts
-    return [(document.name.removeprefix(str(path)), document.text) for unit in find_units([str(path)])
-            for document in read_unit(unit, ReadOptions(**options), counts)]
-
-
-def refusal(path: Path) -> str:
-    with pytest.raises(DataError) as error:
-        read(path)
-    assert "\n" not in str(error.value) and str(path) in str(error.value)
-    return str(error.value)
 
 
 def test_articles_come_out_and_nothing_else(tmp_path):

@@ -226,6 +226,24 @@ def test_the_error_of_the_rank_that_failed_comes_first(what, tmp_path, capfd):
     assert left.value.code == status and capfd.readouterr().err.splitlines()[:len(lines)] == lines
 
 
+def test_a_signal_that_comes_while_ranks_are_started_reaches_them_all(tmp_path, monkeypatch):
+    """The first one asks before the second is there."""
+    (tmp_path / "child.py").write_text(CHILD + "time.sleep(99)")
+    start, n_started = subprocess.Popen, []
+
+    def slowly(*arguments, **more):
+        process = start(*arguments, **more)
+        n_started.append(process)
+        if len(n_started) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", slowly)
+    with pytest.raises(SystemExit) as left:
+        launch(2, [], [str(tmp_path / "child.py")])
+    assert left.value.code == 143 and [process.returncode for process in n_started] == [-15, -15]
+
+
 def test_a_command_ends_by_a_signal_and_not_behind_its_parent(text, tmp_path):
     """SIGTERM: a checkpoint of all ranks. A parent that is killed: its ranks end, so that the run can go on at once."""
     told = ["--family=gpt2", *(f"--set={name}" for name in (

@@ -22,7 +22,7 @@ from hanok.models.llama import LlamaConfig
 from hanok.nn.loss import chunk_tokens, token_cross_entropy
 from hanok.train.data_of_run import data_of
 from hanok.train.dial import Choice
-from hanok.train.expected import LAW, LIBRARY, Text, expected_bits, new_bytes, survey, unread
+from hanok.train.expected import LAW, LIBRARY, Text, expected_bits, is_recurrent, new_bytes, survey, unread
 from hanok.train.measure import Cost, Machine, Shape, Tally, count, count_one, fit, probe, run_on_meta
 from hanok.train.optim import optimizers
 from hanok.train.plan import DoesNotFit, check, config_of, needs, plan_of, weights_of
@@ -142,6 +142,12 @@ def test_a_text_is_told_by_its_files(tmp_path):
     assert told.n_bytes == pytest.approx(0.9 * n_bytes) and told.n_documents == 3 and 0.5 < told.zlib < 8
     assert told.bytes_per_token(1024) > 1 and told.vocab_size is None
     assert unread([str(folder)]).n_bytes == n_bytes == unread([str(path) for path in folder.iterdir()]).held
+    (folder / "film.mp4").write_bytes(b"\0" * 10 ** 6)                                # what a run would not read counts for nothing
+    assert unread([str(folder)]).n_bytes == n_bytes
+
+
+def test_recurrent_families_are_known_by_what_they_carry():
+    assert {name for name in catalog.FAMILIES if is_recurrent(name)} == {"rnn", "lstm", "gru"}
 
 
 # ---- the choice

@@ -52,19 +52,23 @@ def launch(n: int, arguments: list[str], program: Sequence[str] = ("-m", "hanok.
     told = {**runtime.environment_with_prefix(""), "WORLD_SIZE": str(n), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
             "TORCHELASTIC_USE_AGENT_STORE": "True", "OMP_NUM_THREADS": threads, "TORCH_CPP_LOG_LEVEL": "ERROR"}
     said = [tempfile.TemporaryFile() for _ in range(n)]  # noqa: SIM115 - closed with this process
-    ranks = [subprocess.Popen([sys.executable, *program, *arguments], stdin=subprocess.PIPE, start_new_session=True,
-                              env={**told, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.DEVNULL if rank else None,
-                              stderr=said[rank] if rank else None) for rank in range(n)]
-
+    ranks: list[subprocess.Popen] = []
     asked: list[int] = []
 
     def forward(number: int, frame: object) -> None:
         asked.append(number)
-        for rank in ranks:
-            rank.send_signal(number)
+        for process in ranks:
+            process.send_signal(number)
 
-    before = {name: signal.signal(name, forward) for name in (signal.SIGINT, signal.SIGTERM)}
+    before = {name: signal.signal(name, forward) for name in (signal.SIGINT, signal.SIGTERM)}    # first: a rank may be the one that asks
     try:
+        for rank in range(n):
+            ranks.append(subprocess.Popen(
+                [sys.executable, *program, *arguments], stdin=subprocess.PIPE, start_new_session=True,
+                env={**told, "RANK": str(rank), "LOCAL_RANK": str(rank)}, stdout=subprocess.DEVNULL if rank else None,
+                stderr=said[rank] if rank else None))
+            for number in asked:                         # while it was not among them yet
+                ranks[-1].send_signal(number)
         failed = first_failure(ranks)
         if failed is not None:
             end(ranks)
@@ -72,12 +76,12 @@ def launch(n: int, arguments: list[str], program: Sequence[str] = ("-m", "hanok.
                 leave(128 - ranks[failed].returncode, "it was asked to leave, and there was nothing new to keep")
             tell(failed, ranks[failed].returncode, said[failed])
     finally:
-        for rank in ranks:
-            if rank.poll() is None:
-                rank.kill()
-            if rank.stdin is not None:
-                rank.stdin.close()
-            rank.wait()
+        for process in ranks:
+            if process.poll() is None:
+                process.kill()
+            if process.stdin is not None:
+                process.stdin.close()
+            process.wait()
         for name, handler in before.items():
             signal.signal(name, handler)
         for file in said:

@@ -16,7 +16,7 @@ from hanok.contracts import Batch
 from hanok.errors import ConfigError
 from hanok.models.assembly import CausalLM, initialise
 from hanok.models.family import Family, Sizes
-from hanok.nn.attention import SelfAttention
+from hanok.nn.attention import SelfAttention, check_heads
 from hanok.nn.layers import MLP, PreNorm, SquaredReLU
 from hanok.nn.masks import span_of
 from hanok.nn.ngram import NGramEmbedding, TokenCache
@@ -71,8 +71,7 @@ class SpeedrunLM(CausalLM):
 
 def build(config: SpeedrunConfig) -> SpeedrunLM:
     """A speedrun model with fresh weights; what writes into the residual stream begins at zero."""
-    if config.d_model % config.n_heads:
-        raise ConfigError(f"d_model {config.d_model} is not divisible by n_heads {config.n_heads}; choose another number of heads")
+    check_heads(config.d_model, config.n_heads, config.n_heads, None)
     d_head, norm = config.d_model // config.n_heads, partial(nn.RMSNorm, eps=config.norm_eps)
 
     def block() -> Block:

@@ -13,7 +13,7 @@ from hanok import report
 from hanok.config import from_dict, to_dict
 from hanok.errors import ConfigError
 from hanok.models import catalog
-from hanok.train.expected import LAW, RECURRENT, VOCABULARIES, Law, Text, expected_bits, learning
+from hanok.train.expected import LAW, VOCABULARIES, Law, Text, expected_bits, is_recurrent, learning
 from hanok.train.measure import Cost, Machine, Shape, probe
 from hanok.train.plan import (
     LEAST_BYTES,
@@ -65,7 +65,7 @@ class Choice:
         self.given, self.text, self.machine, self.law = given, text, machine, law
         self.family = catalog.family(given.get("model", {}).get("family", catalog.DEFAULT))
         check_family(self.family)
-        self.recurrent = self.family.name in RECURRENT
+        self.recurrent = is_recurrent(self.family.name)
         self.seq_len = given.get("data", {}).get("seq_len") or (64 if self.recurrent else 256)
 
     def recipe(self, d_model: int, n_layers: int, vocab_size: int, rows: int, steps: int, seconds: float | None) -> Recipe:

@@ -10,21 +10,25 @@ import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from hanok.bundle.bundle import empty_model
 from hanok.data.corpus import Corpus
-from hanok.data.sources import find_files, read_documents
+from hanok.data.pairs import PAIR_SUFFIXES
+from hanok.data.sources import SUFFIXES, find_files, read_documents, walk
 from hanok.errors import HanokError
+from hanok.models import catalog
 from hanok.models.family import Family
 from hanok.text.tokenizer import Tokenizer
 from hanok.text.tokenizer import train as train_tokenizer
+from hanok.train.carry import carries
+from hanok.train.data_of_run import is_built
 from hanok.train.recipe import TrainRecipe
 
 VOCABULARIES = (1024, 2048, 4096, 8192, 16384)
 """Tokens that a new tokenizer may have."""
-RECURRENT = ("rnn", "lstm", "gru")
-"""Families whose matrices are recurrences: AdamW's, with short rows and many of them."""
 SAMPLE = 1 << 20
 """Bytes of the text from which its difficulty and its tokens' length are told."""
 
@@ -69,9 +73,16 @@ def expected_bits(law: Law, n_inner: float, n_bytes: float, unique: float, token
 
 
 # ---- rates ---------------------------------------------------------------------------------------------------
+@cache
+def is_recurrent(name: str) -> bool:
+    """Whether a family's language model carries a state: its matrices are AdamW's, with short rows and many of them."""
+    family = catalog.family(name)
+    return carries(empty_model(family, next(iter(family.presets.values()))))
+
+
 def peak_rate(family: Family, d_model: int) -> float:
     """The peak of a model of this width: the recipes', tuned at 128 (AdamW's, of recurrences, at 256), with the root of the width below and above."""
-    rate, width = (3e-3, 256) if family.name in RECURRENT else (TrainRecipe().learning_rate, 128)
+    rate, width = (3e-3, 256) if is_recurrent(family.name) else (TrainRecipe().learning_rate, 128)
     return float(f"{rate * (width / d_model) ** 0.5:.3g}")
 
 
@@ -83,7 +94,7 @@ def warmup(steps: int) -> int:
 def learning(family: Family, d_model: int, steps: int) -> dict[str, Any]:
     """What of a recipe's defaults is another for a family, a width and a number of updates."""
     told = {"learning_rate": peak_rate(family, d_model), "warmup_steps": warmup(steps)}
-    return {**told, "optimizer": "adamw", "weight_decay": 0.0} if family.name in RECURRENT else told
+    return {**told, "optimizer": "adamw", "weight_decay": 0.0} if is_recurrent(family.name) else told
 
 
 # ---- the text ------------------------------------------------------------------------------------------------
@@ -146,7 +157,8 @@ def unread(sources: Sequence[str]) -> Text:
     built = corpus_at(sources)
     if built is not None:
         return of_corpus(built[1], LAW.zlib)
-    sizes = [path.stat().st_size for source in map(Path, sources) for path in (source.rglob("*") if source.is_dir() else [source]) if path.is_file()]
+    files = [path for source in map(Path, sources) for path in (walk(source, (*SUFFIXES, *PAIR_SUFFIXES)) if source.is_dir() else [source])]
+    sizes = [path.stat().st_size for path in files if path.is_file()]
     n_bytes = float(max(1, sum(sizes)))
     return Text(n_bytes, max(1, len(sizes)), LAW.zlib, LIBRARY.lengths, held=n_bytes)
 
@@ -154,7 +166,7 @@ def unread(sources: Sequence[str]) -> Text:
 def corpus_at(sources: Sequence[str]) -> tuple[Path, Corpus] | None:
     """The built corpus that the one source is, if it is one."""
     folder = Path(sources[0])
-    if len(sources) != 1 or not (folder / "card.json").is_file() or not (folder / "train" / "corpus.json").is_file():
+    if len(sources) != 1 or not is_built(folder):
         return None
     return folder, Corpus.open(folder / "train")
 

@@ -22,9 +22,9 @@ from hanok.errors import ConfigError
 from hanok.models import catalog
 from hanok.models.family import Family
 from hanok.nn.loss import chunk_tokens
-from hanok.train.expected import LAW, RECURRENT, Law, Text, expected_bits
+from hanok.train.expected import LAW, Law, Text, expected_bits, is_recurrent
 from hanok.train.measure import Cost, Machine, Shape, count, count_one, state_bytes
-from hanok.train.optim import optimizers
+from hanok.train.optim import optimizers, outside
 from hanok.train.recipe import Recipe, TrainRecipe
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
@@ -100,8 +100,7 @@ def shape_of(recipe: Recipe, config: Any, text: Text) -> Shape:
 def weights_of(name: str, config: Any) -> tuple[int, int]:
     """Parameters of a model, and those that are neither embedding nor head."""
     model: Any = empty_model(catalog.family(name), config)
-    everything = {id(p): p.numel() for p in model.parameters()}
-    embedded = {id(p) for n, p in model.named_parameters() if n.startswith(("embed.", "head."))}
+    everything, embedded = {id(p): p.numel() for p in model.parameters()}, outside(model)
     return sum(everything.values()), sum(n for key, n in everything.items() if key not in embedded)
 
 
@@ -290,6 +289,6 @@ def check_family(family: Family) -> None:
 
 def depths(family: Family, d_model: int) -> list[int]:
     """Layers that go with a width."""
-    if family.name in RECURRENT:
+    if is_recurrent(family.name):
         return [1, 2]
     return sorted({max(2, round(d_model / aspect)) for aspect in ASPECTS})
