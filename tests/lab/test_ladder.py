@@ -111,9 +111,28 @@ def test_narrow_models_keep_their_layers_and_learn():
     torch.manual_seed(0)
     small = replace(recall.narrowed(catalog.preset("transformer", "tiny")), n_layers=1, n_decoder_layers=1)
     losses: list[float] = []
-    steps, seconds = recall.learn(catalog.family("transformer").build(small), replace(small_recipes()["transformer"].train, steps=25), "cpu",
-                                  lambda step: losses.append(step.loss))
-    assert steps == 25 == len(losses) and seconds > 0 and losses[-1] < losses[0] - 1
+    recipe = replace(small_recipes()["transformer"].train, steps=25)
+    _, rate, steps, seconds = recall.learn(lambda: catalog.family("transformer").build(small), recipe, "cpu", lambda step: losses.append(step.loss))
+    assert steps == 25 and len(losses) == 50 and seconds > 0 and losses[24] < losses[0] - 1
+    slower = sum(losses[23:25]) > sum(losses[48:])                                    # of its last tenth
+    assert rate == recipe.learning_rate * (0.25 if slower else 1)
+
+
+def test_what_other_pairs_change_is_what_a_model_hears(monkeypatch: pytest.MonkeyPatch):
+    def hears(batch):
+        logits = torch.zeros(*batch.token_ids.shape, 1)
+        return logits + batch.source_ids[:, 0, None, None] if batch.source_ids.size(1) <= 4 + 16 else logits + batch.source_ids[:, 4, None, None]
+
+    monkeypatch.setattr(recall, "N_ROWS", 16)
+    found = dict(recall.influence(hears, "cpu", 0))
+    assert all(found[distance] > 1 for distance in (4, 8, 16)) and all(found[distance] == 0 for distance in (32, 64, 128, 256))
+
+
+def test_one_pair_is_told_by_who_cannot_tell_two_apart(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(recall, "N_ROWS", 256)
+    found = dict(recall.accuracy_by_pairs(Knows(0), "cpu", 0))                        # always names the first pair's value
+    assert list(found) == [1, 2, 3, 4] and found[1] == 1
+    assert all(abs(found[n] - 1 / n) < 0.01 for n in (2, 3, 4))
 
 
 # ---- speed
@@ -209,7 +228,7 @@ def made_up(recalled: dict[str, tuple[float, float]], chrf: dict[str, tuple[floa
     rungs = {name: {
         "training": {"parameters": 1000, "steps": 9, "tokens": 99, "seconds": 1.0, "validation_loss": 2.0},
         "recall": {"accuracy": [[4, recalled[name][0]], [256, recalled[name][1]]], "n_questions": 1024, "chance": 0.25, "parameters": 9, "steps": 9,
-                   "seconds": 1.0},
+                   "seconds": 1.0, "learning_rate": 0.002, "by_pairs": [[1, 1.0], [2, 0.5]], "influence": [[4, 0.5], [256, 0.0005]]},
         "translation": {"quality": quality(40.0), "by_length": [{"first": 1, "last": 5, "quality": quality(chrf[name][0])},
                                                                  {"first": 41, "last": None, "quality": quality(chrf[name][1])}],
                         "signatures": {"bleu": "b", "chrf": "c"}, "too_long": 3, "cut_short": 2}} for name in RUNGS}
@@ -245,6 +264,9 @@ def test_the_sentences_hold_the_numbers_they_rest_on():
     assert "Shown by these numbers: rnn answers 90 % right at a distance of 4 tokens and 30 % at 256" in told[0]
     assert "from 52.0 to 25.0 for lstm (it keeps 48 %)" in told[1] and "sources of 1 to 5 words to those of 41 or more" in told[1]
     assert "bahdanau trains on 300 tokens a second at a length of 8 and on 30 at 512 (10 % of it)" in told[2]
+    lost = copy.deepcopy(AS_THE_NOTES_HAVE_IT)
+    lost["recalled"]["rnn"] = (0.25, 0.25)
+    assert "rnn answers 25 % right even at 4" in (said := str(ladder_report.fading(made_up(**lost)))) and "of a single pair it answers 100 %" in said
     few = ladder_report.bottleneck(made_up(**AS_THE_NOTES_HAVE_IT, pairs=29))
     assert few.verdict == "undecided" and few.numbers == "fewer than two lengths have 30 test pairs"
 
@@ -255,6 +277,7 @@ def test_the_page_and_the_picture(tmp_path: Path):
     assert page.count("\n| rnn ") == 1 and "| 41 or more |    50 |" in page and "![translation, speed and recall](ladder.png)" in page
     assert "3 sources were longer than the context and left out. Answers that did not end by themselves: rnn 2, lstm 2" in page
     assert "has 0 % more parameters than the smallest: comparable" in page and "sacrebleu's `b`, chrF `c`" in page
+    assert "|      256 | 5.0e-04 |" in page and "rnn's falls from 4 tokens to 256 by a factor of 1.0K, and after training 30 % of its answers" in page
     results["rungs"]["rnn"]["training"]["parameters"] = 1200
     assert "has 20 % more parameters than the smallest: not comparable" in ladder_report.markdown(results)
     plot_ladder(results, tmp_path / "ladder.png", title="a", unit="b")

@@ -151,14 +151,20 @@ class Ladder:
     def recall(self, name: str, recipe: Recipe) -> dict[str, Any]:
         """How often it finds a value again, by distance."""
         budget = self.budget.share(RECALL_SHARE)
-        runtime.seed_everything(self.seed)
         config = recall.narrowed(self.configs(recall.VOCAB_SIZE)[name])
-        model: Any = catalog.family(recipe.model.family).build(config).to(self.device)
+
+        def build() -> Any:
+            runtime.seed_everything(self.seed)
+            return catalog.family(recipe.model.family).build(config)
+
+        fresh = build().to(self.device).eval()
+        told = replace(recipe.train, steps=budget.steps, seconds=budget.seconds, label_smoothing=0.0)
         with self.bar(f"{name}: recalling") as on_step:
-            told = replace(recipe.train, steps=budget.steps, seconds=budget.seconds, label_smoothing=0.0)
-            steps, seconds = recall.learn(model, told, self.device, on_step)
-        return {"parameters": sum(p.numel() for p in model.parameters()), "steps": steps, "seconds": round(seconds, 1),
-                "n_questions": recall.N_QUESTIONS, "chance": recall.CHANCE, "accuracy": recall.accuracy(model, self.device, self.seed)}
+            model, rate, steps, seconds = recall.learn(build, told, self.device, on_step)
+        model.eval()
+        return {"parameters": sum(p.numel() for p in model.parameters()), "steps": steps, "seconds": round(seconds, 1), "learning_rate": rate,
+                "n_questions": recall.N_QUESTIONS, "chance": recall.CHANCE, "accuracy": recall.accuracy(model, self.device, self.seed),
+                "by_pairs": recall.accuracy_by_pairs(model, self.device, self.seed), "influence": recall.influence(fresh, self.device, self.seed)}
 
     def speed(self) -> dict[str, Any]:
         """Training tokens a second, by length."""

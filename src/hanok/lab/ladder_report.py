@@ -56,7 +56,8 @@ def judged(values: Mapping[str, bool], others: Mapping[str, bool]) -> str:
 
 # ---- the claims ------------------------------------------------------------------------------------------------
 def fading(results: Results) -> Claim:
-    """Accuracy at the nearest distance against the farthest. A rung that is no better than guessing even there did not learn the task."""
+    """Accuracy at the nearest distance against the farthest. A rung that is no better than guessing even there did not learn the task; whether time
+    or number is what it lacks, a single pair at the farthest tells."""
     near, far, learned, told = {}, {}, {}, []
     for name, rung in results["rungs"].items():
         recall = rung["recall"]
@@ -67,9 +68,15 @@ def fading(results: Results) -> Claim:
             told.append(f"{name} answers {percent(near[name])} right at a distance of {nearest} tokens and {percent(far[name])} at {farthest}")
         else:
             told.append(f"{name} answers {percent(near[name])} right even at {nearest}, where guessing gives {percent(recall['chance'])}, so its "
-                        "numbers say nothing of distance")
+                        f"numbers say nothing of distance ({alone(recall)})")
     verdict = judged({name: learned[name] for name in FORGETFUL if name in learned}, {name: learned[name] for name in ATTENTIVE if name in learned})
     return Claim("What a recurrent network remembers fades with distance.", verdict, "; ".join(told))
+
+
+def alone(recall: Results) -> str:
+    """What a rung makes of one pair, and of two, at the farthest distance."""
+    one, two = (accuracy for _, accuracy in recall["by_pairs"][:2])
+    return f"of a single pair it answers {percent(one)} right at {recall['accuracy'][-1][0]}, of two {percent(two)}"
 
 
 def bottleneck(results: Results) -> Claim:
@@ -120,7 +127,9 @@ def markdown(results: Results) -> str:
              "Greedy search; BLEU is sacrebleu's `" + signatures["bleu"] + "`, chrF `" + signatures["chrf"] + "`. " + remarks(rungs),
              "## Training speed by length", by_speed(results["speed"]),
              f"Source and target tokens a second, each update with {results['speed']['tokens']:,} of them, random ones.",
-             "## Associative recall by distance", by_distance(rungs), recalled(rungs)]
+             "## Associative recall by distance", by_distance(rungs), recalled(rungs),
+             "Where more or fewer pairs have to be held apart, at the farthest distance:", by_pairs(rungs),
+             "## What reaches the answer before training", by_influence(rungs), untrained(rungs)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -182,12 +191,37 @@ def by_distance(rungs: Results) -> str:
     return report.markdown_table(["distance", *rungs], rows, align="r" * (1 + len(rungs)))
 
 
+def by_pairs(rungs: Results) -> str:
+    numbers = [n for n, _ in next(iter(rungs.values()))["recall"]["by_pairs"]]
+    rows = [[n, *(percent(rung["recall"]["by_pairs"][i][1]) for rung in rungs.values())] for i, n in enumerate(numbers)]
+    return report.markdown_table(["pairs", *rungs], rows, align="r" * (1 + len(rungs)))
+
+
+def by_influence(rungs: Results) -> str:
+    distances = [distance for distance, _ in next(iter(rungs.values()))["recall"]["influence"]]
+    rows = [[distance, *(f"{rung['recall']['influence'][i][1]:.1e}" for rung in rungs.values())] for i, distance in enumerate(distances)]
+    return report.markdown_table(["distance", *rungs], rows, align="r" * (1 + len(rungs)))
+
+
+def untrained(rungs: Results) -> str:
+    """How the influence falls, beside what training made of it."""
+    told = []
+    for name, rung in rungs.items():
+        recall = rung["recall"]
+        (nearest, near), *_, (farthest, far) = recall["influence"]
+        told.append(f"{name}'s falls from {nearest} tokens to {farthest} by a factor of {report.count(near / max(far, 1e-30))}, and after training "
+                    f"{percent(recall['accuracy'][-1][1])} of its answers at {farthest} are right")
+    return ("How far other pairs, and nothing else, move the logits of an answer (root of the mean square) while all weights are as they were drawn: "
+            + "; ".join(told) + ". Vanishing is where a model begins; what it has learned to hold on to is another matter.")
+
+
 def recalled(rungs: Results) -> str:
-    trained = ", ".join(f"{name} {report.count(rung['recall']['parameters'])} parameters and {rung['recall']['steps']:,} updates in "
-                        f"{report.seconds(rung['recall']['seconds'])}" for name, rung in rungs.items())
+    trained = ", ".join(f"{name} {report.count(rung['recall']['parameters'])} parameters and {rung['recall']['steps']:,} updates at "
+                        f"{rung['recall']['learning_rate']:g} in {report.seconds(rung['recall']['seconds'])}" for name, rung in rungs.items())
     first = next(iter(rungs.values()))["recall"]
     return (f"The share of {first['n_questions']:,} questions that got the right value; guessing among the values that were read gives "
-            f"{percent(first['chance'])}. Narrow models of the same families, trained on all distances mixed: {trained}.")
+            f"{percent(first['chance'])}. Narrow models of the same families, trained on all distances and 1 to 4 pairs mixed, at the rung's learning rate "
+            f"and at a quarter of it for half of the time each; the better is told: {trained}.")
 
 
 def words(bucket: Mapping[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Associative recall at a distance: some keys with their values, then tokens that mean nothing, then a key whose value is asked for.
 
-What stands between the pairs and the question is all that changes, so that accuracy by distance shows memory over time and nothing else. A pair is
-one token, for a key and a value together; a question is two, the key and ASK, since RNNsearch chooses where to look before it reads a token.
+What stands between the pairs and the question is all that changes, so that accuracy by distance shows memory over time and nothing else; accuracy by
+the number of pairs shows how much is held apart. `influence` shows what reaches the answer before anything is learned. A pair is one token, for a key
+and a value together; a question is two, the key and ASK, since RNNsearch chooses where to look before it reads a token.
 B rows, S source positions, T target positions.
 """
 from __future__ import annotations
@@ -33,6 +34,8 @@ ROWS, N_ROWS = 32, 256
 N_QUESTIONS = N_ROWS * N_PAIRS
 CHANCE = 1 / N_PAIRS
 """What is got by naming any of the values that were read."""
+RATES = (1.0, 0.25)
+"""Times a rung's learning rate: what is right for sentences may be too much where one token decides. Each gets a part of the time, the better stays."""
 WIDTH = 64
 """The widest that a layer may be: the task has few tokens, and many updates teach more than many weights."""
 
@@ -67,20 +70,54 @@ def batches(seed: int) -> Iterator[Batch]:
         yield batch_of(ROWS, round(math.exp(random.uniform(low, high))), random, int(random.integers(1, N_PAIRS + 1)))
 
 
-def learn(model: nn.Module, recipe: TrainRecipe, device: torch.device | str, on_step: Callable[[Step], Any] = lambda step: None
-          ) -> tuple[int, float]:
-    """Trains it on mixed distances for as long as the recipe says: updates and seconds."""
-    trainer = Trainer(model, optimizers(model, recipe), batches(recipe.seed), recipe, vocab_size=VOCAB_SIZE, device=device)
-    trainer.run(on_step)
-    return trainer.n_steps, trainer.seconds
+def learn(build: Callable[[], Any], recipe: TrainRecipe, device: torch.device | str, on_step: Callable[[Step], Any] = lambda step: None
+          ) -> tuple[Any, float, int, float]:
+    """Trains a model on mixed distances for as long as the recipe says, at each of RATES for an equal part of it: the one with the lowest loss over its
+    last tenth, its rate, its updates and seconds."""
+    tried = []
+    for share in RATES:
+        model, losses = build().to(device), []
+        rates = {name: share * rate for name in ("learning_rate", "muon_learning_rate", "embedding_learning_rate")
+                 if (rate := getattr(recipe, name)) is not None}
+        told = replace(recipe, **rates, seconds=recipe.seconds and recipe.seconds / len(RATES))
+        trainer = Trainer(model, optimizers(model, told), batches(recipe.seed), told, vocab_size=VOCAB_SIZE, device=device)
+
+        def kept(step: Step, losses: list[float] = losses) -> None:
+            losses.append(step.loss)
+            on_step(step)
+
+        trainer.run(kept)
+        last = losses[-max(1, len(losses) // 10):]
+        tried.append((sum(last) / len(last), model, told.learning_rate, trainer.n_steps, trainer.seconds))
+    return min(tried, key=lambda one: one[0])[1:]
 
 
 @torch.no_grad()
 def accuracy(model: Any, device: torch.device | str, seed: int) -> list[tuple[int, float]]:
     """The share of N_QUESTIONS questions that get the right value, at each distance, always on the same rows."""
+    return [(distance, answered(model, batch_of(N_ROWS, distance, np.random.default_rng((seed, distance))).to(device))) for distance in DISTANCES]
+
+
+@torch.no_grad()
+def accuracy_by_pairs(model: Any, device: torch.device | str, seed: int) -> list[tuple[int, float]]:
+    """The share of right values at the farthest distance, where so many pairs have to be held apart."""
+    far = DISTANCES[-1]
+    return [(n, answered(model, batch_of(N_ROWS, far, np.random.default_rng((seed, far, n)), n).to(device))) for n in range(1, N_PAIRS + 1)]
+
+
+def answered(model: Any, batch: Batch) -> float:
+    """The share of a batch's questions that get the right value."""
+    assert batch.targets is not None
+    return float((model(batch).argmax(-1) == batch.targets)[batch.targets != IGNORE_INDEX].float().mean())
+
+
+@torch.no_grad()
+def influence(model: Any, device: torch.device | str, seed: int) -> list[tuple[int, float]]:
+    """How far other pairs, and nothing else, move the logits of an answer: the root of the mean square over rows and vocabulary, at each distance."""
     found = []
     for distance in DISTANCES:
-        batch = batch_of(N_ROWS, distance, np.random.default_rng((seed, distance))).to(device)
-        assert batch.targets is not None
-        found.append((distance, float((model(batch).argmax(-1) == batch.targets)[batch.targets != IGNORE_INDEX].float().mean())))
+        one, other = (batch_of(N_ROWS, distance, np.random.default_rng((seed, distance, i))).to(device) for i in range(2))
+        assert one.source_ids is not None and other.source_ids is not None
+        changed = replace(one, source_ids=torch.cat([other.source_ids[:, :N_PAIRS], one.source_ids[:, N_PAIRS:]], 1))
+        found.append((distance, float((model(one) - model(changed))[:, 1::2].double().square().mean().sqrt())))
     return found

@@ -1,6 +1,7 @@
 """The time dial: of a grid of sizes, vocabularies and batches the one whose expected loss is least after so many seconds on this machine.
 
-A grid's costs are linear in layers, vocabulary and rows, so that six small counts a width tell them all; the best few are then counted exactly.
+A grid's costs are linear in layers and nearly so in the vocabulary, so that three counts tell them for a width and a batch; the best few are then counted
+exactly.
 """
 from __future__ import annotations
 
@@ -8,6 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import astuple, replace
 from typing import Any
+
+import numpy as np
 
 from hanok import report
 from hanok.config import from_dict, to_dict
@@ -104,8 +107,10 @@ class Choice:
         return [rows * (4 if self.recurrent else 1) for rows in ROWS]
 
     def costs(self, d_model: int) -> Callable[[int, int, int], Cost]:
-        """The cost of an update of (layers, vocabulary, rows) at a width: what six small counts say, since it is linear in each of them."""
-        few = self.vocabularies()[0]
+        """The cost of an update of (layers, vocabulary, rows) at a width: linear in layers and nearly so in the vocabulary, so that three counts tell
+        it for a number of rows. In rows it bends where tensors outgrow a core's cache: the fewest, the most and one between are counted."""
+        few, most = self.vocabularies()[0], self.vocabularies()[-1]
+        wide = most if most > few else 2 * few
 
         def at(layers: int, vocab: int, rows: int) -> tuple[float, ...]:
             recipe = self.recipe(d_model, layers, vocab, rows, 100, None)
@@ -113,12 +118,13 @@ class Choice:
             shape, told = Shape(rows, shape_of(recipe, config, self.text).seq_len), counted(replace(recipe.train, grad_accum_steps=1))
             return astuple(cost_of(self.family.name, replace(config, vocab_size=vocab), told, shape, plain=True))
 
-        corners = [[at(n, v, rows) for n, v in ((1, few), (2, few), (1, 2 * few))] for rows in (1, 2)]
+        known = sorted({self.rows()[i] for i in (0, len(self.rows()) // 2, -1)})
+        corners = np.array([[at(n, v, rows) for n, v in ((1, few), (2, few), (1, wide))] for rows in known])         # rows, corner, field of the cost
 
         def cost(layers: int, vocab: int, rows: int) -> Cost:
-            one, two = ([base + (layers - 1) * (deep - base) + (vocab / few - 1) * (wide - base) for base, deep, wide in zip(*told)]
-                        for told in corners)
-            return Cost(*(first + (rows - 1) * (second - first) for first, second in zip(one, two)))
+            base, deep, broad = ([np.interp(rows, known, column) for column in corner.T] for corner in corners.transpose(1, 0, 2))
+            share = (vocab - few) / (wide - few)
+            return Cost(*(float(b + (layers - 1) * (d - b) + share * (w - b)) for b, d, w in zip(base, deep, broad)))
 
         return cost
 
@@ -193,8 +199,8 @@ class Choice:
         return plan_of(self.recipe(*shape, rows, steps, None), self.machine, self.text, self.law)
 
     def probed(self, memory: int | None = None) -> Choice:
-        """The same choice on this machine, measured by real updates at two sizes of the family. Some seconds."""
-        sizes, tokens = ([(64, 2), (192, 3)], 1024) if self.machine.device == "cpu" else ([(256, 4), (768, 6)], 8192)
+        """The same choice on this machine, measured by real updates at a few sizes of the family. Some seconds."""
+        sizes, tokens = ([(64, 2), (192, 3), (512, 2)], 1024) if self.machine.device == "cpu" else ([(256, 4), (768, 6)], 8192)
         recipe, row = self.recipe(64, 2, VOCABULARIES[2], 4, 10 ** 6, None), int(self.seq_len)
         samples: list[tuple[Any, Shape]] = []
         for apart in (math.inf, 1.0) if self.recurrent else (math.inf,):              # what a recurrence reads side by side takes another path

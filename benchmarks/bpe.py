@@ -1,0 +1,89 @@
+"""BPE training as people call it, beside `tokenizers` itself: whole processes on the same text files, with the same pre-tokenizer and vocabulary.
+
+    python benchmarks/bpe.py [--data FILE_OR_FOLDER...] [--bytes 100e6] [--vocab-size 8192] [--repeats 3]
+
+Ours is `hanok tokenizer train`, from files to tokenizer.json; theirs `Tokenizer.train(files)` and `save`, which reads line by line. Without --data the
+text is made: words by Zipf's law, English-like and Korean. Real text is a better test of the merges; both read the same.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from common import Pair, cpu_now, foreign_cpu_share, sgemm_gflops
+from corpus import generated
+from hanok.data.sources import find_files
+
+GOAL = 1 / 1.2
+THEIRS = """
+import sys
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from hanok.text.training import PRE_TOKENIZERS
+tokenizer = Tokenizer(models.BPE())
+tokenizer.pre_tokenizer, tokenizer.decoder = PRE_TOKENIZERS["qwen2"](), decoders.ByteLevel()
+tokenizer.train(sys.argv[3:], trainers.BpeTrainer(vocab_size=int(sys.argv[2]), min_frequency=2, special_tokens=["<|endoftext|>"], show_progress=False,
+                                                  initial_alphabet=pre_tokenizers.ByteLevel.alphabet()))
+tokenizer.save(sys.argv[1])
+"""
+"""The same pre-tokenizer object, so that nothing but the way of the text differs."""
+
+
+def main() -> None:
+    arguments = argparse.ArgumentParser()
+    arguments.add_argument("--data", nargs="+", default=[])
+    arguments.add_argument("--bytes", type=float, default=100e6)
+    arguments.add_argument("--vocab-size", type=int, default=8192)
+    arguments.add_argument("--repeats", type=int, default=3)
+    told = arguments.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files = [str(path) for path in find_files(told.data)] if told.data else plain(folder, int(told.bytes))
+        megabytes = sum(Path(path).stat().st_size for path in files) / 1e6
+        ours = [sys.executable, "-m", "hanok.cli.main", "tokenizer", "train", *files, "--vocab-size", str(told.vocab_size), "--json", "--out"]
+        theirs = [sys.executable, "-c", THEIRS, str(folder / "theirs.json"), str(told.vocab_size), *files]
+        pair = Pair("BPE training, of tokenizers itself", "MB/s")
+        for i in range(told.repeats):
+            begin = cpu_now()
+            pair.ours.append(megabytes / timed([*ours, str(folder / f"ours{i}")]))
+            pair.theirs.append(megabytes / timed(theirs))
+            pair.foreign.append(foreign_cpu_share(begin))
+            pair.sgemm.append(sgemm_gflops(3))
+        merges = [json.loads(path.read_text())["model"]["merges"] for path in (folder / "ours0" / "tokenizer.json", folder / "theirs.json")]
+        print(f"{megabytes:.1f} MB in {len(files)} files; {len(merges[0])} merges, {sum(map(list.__eq__, *merges))} of them the same in the same place")
+        print(pair.line(GOAL))
+        shutil.rmtree(folder / "text", ignore_errors=True)
+
+
+def plain(folder: Path, n_bytes: int) -> list[str]:
+    """Text files of 64 documents each, a line each."""
+    files, lines = [], []
+
+    def flush() -> None:
+        files.append(folder / f"{len(files):05d}.txt")
+        files[-1].write_text("".join(lines), encoding="utf-8")
+        lines.clear()
+
+    for path in sorted(generated(folder / "text", n_bytes).iterdir()):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            lines.append(json.loads(line)["text"] + "\n")
+            if len(lines) == 64:
+                flush()
+    if lines:
+        flush()
+    return [str(path) for path in files]
+
+
+def timed(command: list[str]) -> float:
+    begin = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begin
+
+
+if __name__ == "__main__":
+    main()
