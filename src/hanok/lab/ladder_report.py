@@ -220,8 +220,8 @@ def recalled(rungs: Results) -> str:
                         f"{rung['recall']['learning_rate']:g} in {report.seconds(rung['recall']['seconds'])}" for name, rung in rungs.items())
     first = next(iter(rungs.values()))["recall"]
     return (f"The share of {first['n_questions']:,} questions that got the right value; guessing among the values that were read gives "
-            f"{percent(first['chance'])}. Narrow models of the same families, trained on all distances and 1 to 4 pairs mixed, at the rung's learning rate "
-            f"and at a quarter of it for half of the time each; the better is told: {trained}.")
+            f"{percent(first['chance'])}. Narrow models of the same families, trained on all distances and 1 to 4 pairs mixed, at the rung's rate "
+            f"and at a quarter of it for half of the time each, of which the better is told: {trained}.")
 
 
 def words(bucket: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.train.optim import optimizers
@@ -35,7 +34,8 @@ N_QUESTIONS = N_ROWS * N_PAIRS
 CHANCE = 1 / N_PAIRS
 """What is got by naming any of the values that were read."""
 RATES = (1.0, 0.25)
-"""Times a rung's learning rate: what is right for sentences may be too much where one token decides. Each gets a part of the time, the better stays."""
+"""Times a rung's learning rate: what is right for sentences may be too much where one token decides. Each gets a part of the time, the better is
+kept."""
 WIDTH = 64
 """The widest that a layer may be: the task has few tokens, and many updates teach more than many weights."""
 
@@ -72,11 +72,12 @@ def batches(seed: int) -> Iterator[Batch]:
 
 def learn(build: Callable[[], Any], recipe: TrainRecipe, device: torch.device | str, on_step: Callable[[Step], Any] = lambda step: None
           ) -> tuple[Any, float, int, float]:
-    """Trains a model on mixed distances for as long as the recipe says, at each of RATES for an equal part of it: the one with the lowest loss over its
-    last tenth, its rate, its updates and seconds."""
+    """Trains a model on mixed distances for as long as the recipe says, at each of RATES for an equal part of it: the one with the lowest loss over
+    its last tenth, its rate, its updates and seconds."""
     tried = []
     for share in RATES:
-        model, losses = build().to(device), []
+        model = build().to(device)
+        losses: list[float] = []
         rates = {name: share * rate for name in ("learning_rate", "muon_learning_rate", "embedding_learning_rate")
                  if (rate := getattr(recipe, name)) is not None}
         told = replace(recipe, **rates, seconds=recipe.seconds and recipe.seconds / len(RATES))

@@ -1,7 +1,7 @@
 """The time dial: of a grid of sizes, vocabularies and batches the one whose expected loss is least after so many seconds on this machine.
 
-A grid's costs are linear in layers and nearly so in the vocabulary, so that three counts tell them for a width and a batch; the best few are then counted
-exactly.
+A grid's costs are linear in layers and nearly so in the vocabulary, so that three counts tell them for a width and a batch; the best few are then
+counted exactly.
 """
 from __future__ import annotations
 

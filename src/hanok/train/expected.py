@@ -25,6 +25,7 @@ from hanok.text.tokenizer import Tokenizer
 from hanok.text.tokenizer import train as train_tokenizer
 from hanok.train.carry import carries
 from hanok.train.data_of_run import is_built
+from hanok.train.optim import BESIDE_MUON
 from hanok.train.recipe import TrainRecipe
 
 VOCABULARIES = (1024, 2048, 4096, 8192, 16384)
@@ -93,8 +94,11 @@ def warmup(steps: int) -> int:
 
 def learning(family: Family, d_model: int, steps: int) -> dict[str, Any]:
     """What of a recipe's defaults is another for a family, a width and a number of updates."""
-    told = {"learning_rate": peak_rate(family, d_model), "warmup_steps": warmup(steps)}
-    return {**told, "optimizer": "adamw", "weight_decay": 0.0} if is_recurrent(family.name) else told
+    rate = peak_rate(family, d_model)
+    told = {"learning_rate": rate, "warmup_steps": warmup(steps)}
+    if not is_recurrent(family.name):
+        return told
+    return {**told, "optimizer": "adamw", "weight_decay": 0.0, "embedding_learning_rate": float(f"{BESIDE_MUON * rate:.3g}")}
 
 
 # ---- the text ------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from hanok.train.recipe import TrainRecipe
 NOT_HIDDEN = (nn.Embedding, GRUCell, LSTMCell, GatedConvolution)
 """Modules whose matrices are no plain maps from one hidden vector to another."""
 BESIDE_MUON = 12
-"""Times learning_rate, for embeddings and heads: Muon's updates and Adam's are equally long, and a token's row is moved by few of them."""
+"""Times learning_rate, for embeddings and heads: Muon's updates and Adam's are equally long, and a token's row is moved by few of them.
+Beside AdamW's matrices of a recurrence it is as right."""
 
 
 def optimizers(model: nn.Module, recipe: TrainRecipe) -> list[torch.optim.Optimizer]:
