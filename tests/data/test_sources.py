@@ -205,7 +205,8 @@ def test_too_little_to_split():
 
 def test_a_run_inside_the_folder_is_not_text(tmp_path):
     (tmp_path / "a.txt").write_text("a text")
-    for folder, names in (("run", ("recipe.toml", "metrics.csv", "README.md")), ("bundle", ("config.json", "manifest.json", "model.safetensors"))):
+    for folder, names in (("run", ("recipe.toml", "metrics.csv", "README.md")), ("bundle", ("config.json", "manifest.json", "model.safetensors")),
+                          ("c.building", ("build.json", "tokenizer.json", "t.txt"))):
         for name in names:
             (tmp_path / folder / "checkpoints").mkdir(parents=True, exist_ok=True)
             (tmp_path / folder / name).write_text("{}")

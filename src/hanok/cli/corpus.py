@@ -56,9 +56,9 @@ def build(
     if json:
         emit(card)
         return
-    gone = card["duplicates"]
+    gone, held = card["duplicates"], card["validation"]["documents"]
     say(f"{card['documents']:,} documents, {report.count(card['tokens'])} tokens in {shown(out)}: {card['bytes_per_token']:.2f} bytes a token, "
-        f"{card['validation']['documents']:,} documents held out, {gone['exact']['documents']:,} copies and {gone['near']['documents']:,} near ones "
+        f"{held:,} document{'s' * (held != 1)} held out, {gone['exact']['documents']:,} copies and {gone['near']['documents']:,} near ones "
         "left out")
     next_commands(f"hanok pretrain {typed(out)} --out runs/mine")
 

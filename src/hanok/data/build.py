@@ -286,7 +286,12 @@ def build(sources: Sequence[str], tokenizer: Path | str, out: Path | str, option
             say(f"{one.n_workers} of {wanted} workers: more do not fit into --memory")
         spool, tallies = one.read(progress, say)
         states, n_compared = one.decide(spool, progress)
-        if told := divide(spool, states, options.validation):
+        try:
+            told = divide(spool, states, options.validation)
+        except DataError:                                        # the same call would end here again: there is nothing to go on with
+            one.empty()
+            raise
+        if told:
             say(told)
         mixed = contamination(spool, states, one.work, one.n_workers, {**one.told_to_workers(), "tokenizer": None}, progress)
         facts = one.tokenizer

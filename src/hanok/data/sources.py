@@ -134,8 +134,9 @@ def _read(files: Sequence[Path], encoding: str) -> Iterator[Document]:
         raise DataError(f"{where}: nothing but white space; give files with text in them")
 
 
-OURS = ({"recipe.toml", "metrics.csv"}, {"config.json", "manifest.json", "model.safetensors"}, {"card.json", "duplicates.jsonl"})
-"""Files by which a run, a bundle or a built corpus is known: what was written by training is not text to train on."""
+OURS = ({"recipe.toml", "metrics.csv"}, {"config.json", "manifest.json", "model.safetensors"}, {"card.json", "duplicates.jsonl"},
+        {"build.json", "tokenizer.json"})
+"""Files by which a run, a bundle, a built corpus or one that is being built is known: what was written by training is not text to train on."""
 
 
 def walk(root: Path, suffixes: Collection[str], skipped: Collection[str] = SKIPPED_FOLDERS) -> list[Path]:
