@@ -111,8 +111,15 @@ def test_narrow_models_keep_their_layers_and_learn():
     torch.manual_seed(0)
     small = replace(recall.narrowed(catalog.preset("transformer", "tiny")), n_layers=1, n_decoder_layers=1)
     losses: list[float] = []
+    done: list[float] = []
+
+    def heard(step) -> None:
+        losses.append(step.loss)
+        done.append(step.progress)
+
     recipe = replace(small_recipes()["transformer"].train, steps=25)
-    _, rate, steps, seconds = recall.learn(lambda: catalog.family("transformer").build(small), recipe, "cpu", lambda step: losses.append(step.loss))
+    _, rate, steps, seconds = recall.learn(lambda: catalog.family("transformer").build(small), recipe, "cpu", heard)
+    assert done == sorted(done) and done[24] == 0.5 and done[-1] == 1                 # one bar for both rates
     assert steps == 25 and len(losses) == 50 and seconds > 0 and losses[24] < losses[0] - 1
     slower = sum(losses[23:25]) > sum(losses[48:])                                    # of its last tenth
     assert rate == recipe.learning_rate * (0.25 if slower else 1)

@@ -75,7 +75,7 @@ def learn(build: Callable[[], Any], recipe: TrainRecipe, device: torch.device | 
     """Trains a model on mixed distances for as long as the recipe says, at each of RATES for an equal part of it: the one with the lowest loss over
     its last tenth, its rate, its updates and seconds."""
     tried = []
-    for share in RATES:
+    for i, share in enumerate(RATES):
         model = build().to(device)
         losses: list[float] = []
         rates = {name: share * rate for name in ("learning_rate", "muon_learning_rate", "embedding_learning_rate")
@@ -83,9 +83,9 @@ def learn(build: Callable[[], Any], recipe: TrainRecipe, device: torch.device | 
         told = replace(recipe, **rates, seconds=recipe.seconds and recipe.seconds / len(RATES))
         trainer = Trainer(model, optimizers(model, told), batches(recipe.seed), told, vocab_size=VOCAB_SIZE, device=device)
 
-        def kept(step: Step, losses: list[float] = losses) -> None:
+        def kept(step: Step, losses: list[float] = losses, done: int = i) -> None:
             losses.append(step.loss)
-            on_step(step)
+            on_step(replace(step, progress=(done + min(1.0, step.progress)) / len(RATES)))
 
         trainer.run(kept)
         last = losses[-max(1, len(losses) // 10):]
