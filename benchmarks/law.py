@@ -2,9 +2,9 @@
 
     python benchmarks/law.py RUNS.jsonl [--data FILE_OR_FOLDER...] [--threads N]        without --data the standard library
 
-Trains what of GRID is not in RUNS.jsonl yet, each run as the dial would settle it (two hours of two cores in all; a cut is no loss), and fits the law's
-constants to all lines of the file: least squares of logarithms by Gauss and Newton, near the constants that stand there where the runs leave it open.
-Runs are by updates, so that what else the machine does changes nothing.
+Trains what of GRID is not in RUNS.jsonl yet, each run as the dial would settle it (an hour of two cores in all; a cut is no loss), and fits the
+law's constants to all lines of the file: least squares of logarithms by Gauss and Newton, near the constants that stand there where the runs leave
+it open. Runs are by updates, so that what else the machine does changes nothing.
 """
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from hanok.train.measure import here
 from hanok.train.plan import config_of, sizes_of, weights_of
 from hanok.train.pretrain import Pretraining, prepare
 
-GRID = ((64, 2, 4096, 4, 400), (64, 2, 4096, 4, 1600), (64, 2, 4096, 4, 4800), (128, 3, 4096, 4, 400), (128, 3, 4096, 4, 1200), (128, 3, 4096, 4, 3600),
-        (192, 4, 4096, 4, 400), (192, 4, 4096, 4, 1200), (256, 4, 4096, 4, 400), (256, 4, 4096, 4, 1200), (128, 3, 2048, 4, 1200),
-        (128, 3, 8192, 4, 1200), (128, 2, 2048, 4, 1600), (128, 3, 4096, 8, 600), (128, 3, 4096, 16, 300))
+GRID = ((64, 2, 4096, 4, 400), (64, 2, 4096, 4, 1600), (64, 2, 4096, 4, 4800), (128, 3, 4096, 4, 400), (128, 3, 4096, 4, 1200),
+        (128, 3, 4096, 4, 3600), (192, 4, 4096, 4, 400), (192, 4, 4096, 4, 1200), (256, 4, 4096, 4, 400), (256, 4, 4096, 4, 1200),
+        (128, 3, 2048, 4, 1200), (128, 3, 8192, 4, 1200), (128, 2, 2048, 4, 1600), (128, 3, 4096, 8, 600), (128, 3, 4096, 16, 300))
 """Width, layers, vocabulary, rows of 256 tokens, updates."""
 FITTED = ("least", "size", "alpha", "data", "beta", "vocabulary", "critical")
 LOOSE = {"least": 0.3, "size": 1.0, "alpha": 0.15, "data": 1.0, "beta": 0.15, "vocabulary": 0.5, "critical": 0.7}

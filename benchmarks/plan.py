@@ -135,12 +135,12 @@ def sweep(minutes: float, data: list[str]) -> None:
     print(f"{dial:.3f} bits a byte (expected {plan.bits:.3f} ± {2 * plan.spread:.3f})", flush=True)
     width, layers = plan.recipe.model.sizes["d_model"], plan.recipe.model.sizes["n_layers"]
     best = math.inf
-    for d_model in (width // 2, width, 2 * width):
+    for d_model in (width // 2 // 32 * 32, width, 2 * width):
         if d_model < 32:
             continue
         for factor in (0.5, 1, 2):
             told = plan.recipe.train
-            recipe = replace(plan.recipe, model=replace(plan.recipe.model, sizes=sizes_of(choice.family, d_model // 32 * 32, layers)),
+            recipe = replace(plan.recipe, model=replace(plan.recipe.model, sizes=sizes_of(choice.family, d_model, layers)),
                              train=replace(told, learning_rate=factor * told.learning_rate * (width / d_model) ** 0.5))
             bits = trained(recipe, seconds)
             best = min(best, bits)

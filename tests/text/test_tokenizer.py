@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from hanok.errors import DataError, HanokError, TokenizerError
+from hanok.text import training
 from hanok.text.tokenizer import PRE_TOKENIZERS, Tokenizer, train
 
 TEXTS = ["the quick brown fox jumps over the lazy dog, and the dog doesn't mind",
@@ -357,3 +358,18 @@ def test_half_a_character_is_refused():
         BPE.encode("a\ud800")
     with pytest.raises(DataError, match="U\\+D800 at character 1"):
         BPE.encode_batch(["fine", "a\ud800"])
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="ab가9_ .!/'\t\n\r\u3000é", max_size=200), st.sampled_from(sorted(training.PRE_TOKENIZERS)), st.integers(1, 20))
+def test_pieces_have_the_words_of_the_text(text: str, name: str, size: int):
+    cut = training.PRE_TOKENIZERS[name]()
+
+    def words(some: list[str]) -> list[str]:
+        return [word for one in some for word, _ in cut.pre_tokenize_str(one)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "PIECE", size)
+        some = training.pieces(text)
+    assert "".join(some) == text and words(some) == words([text])
+    assert len(text) <= 2 * size or len(some) > 1 or not training.SEAM.search(text, size)

@@ -1,6 +1,7 @@
 """hanok tokenizer train TEXT... --kind bpe|wordpiece|unigram|characters --vocab-size N --out DIR; hanok tokenizer import FILE --out DIR"""
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,6 +9,8 @@ from cyclopts import App, Parameter
 
 from hanok.cli.output import Json, emit, next_commands, say, shown, typed
 
+SAMPLE = 200_000
+"""Characters by which a tokenizer's length of tokens is told."""
 app = App(name="tokenizer", help="Train a tokenizer, or bring one of another tool.", help_format="plaintext")
 
 
@@ -30,9 +33,19 @@ def train(
     from hanok.runtime import interactive
     from hanok.text import tokenizer as room
     refuse_occupied(out)
-    texts = [document.text for document in read_documents(text, encoding=encoding)]
-    trained = room.train(kind, texts, vocab_size, pre_tokenizer=pre_tokenizer, progress=interactive() and not json)
-    sample = "".join(texts)[:1_000_000]
+    beginning: list[str] = []
+
+    def texts() -> Iterator[str]:
+        """One after the other, so that reading and counting go on side by side."""
+        left = SAMPLE
+        for document in read_documents(text, encoding=encoding):
+            if left > 0:
+                beginning.append(document.text[:left])
+                left -= len(document.text)
+            yield document.text
+
+    trained = room.train(kind, texts(), vocab_size, pre_tokenizer=pre_tokenizer, progress=interactive() and not json)
+    sample = "".join(beginning)
     bytes_per_token = len(sample.encode()) / max(1, len(trained.encode(sample)))
     with new_dir(out) as folder:
         trained.save(folder / "tokenizer.json")

@@ -1,4 +1,5 @@
-"""The ladder in one picture: translation by the length of the source, training speed by the length of a row, recall by distance; a line a rung.
+"""The ladder in one picture: translation by the length of the source, training speed by the length of a row, recall by distance, and what reaches an
+answer over that distance before training; a line a rung.
 
 Lines differ in mark and dash too, so that they can be told apart in grey. matplotlib (extra `plot`) is imported by `report.picture`.
 """
@@ -12,14 +13,18 @@ from typing import Any
 from hanok.pictures import LINES, TOP, apart, at_pixel, box, fitted
 from hanok.report import GREY, GRID, MUTED, count, fonts, headline, picture
 
-WIDTH, HEIGHT, ROW = 400, 360, 620
+WIDTH, HEIGHT, ROW = 400, 360, 520
 LABELS = 190
 """Pixels of a panel's plot, of its row of the picture, and of what stands right of it."""
+ACROSS = 2
+"""Panels side by side."""
+LEAST_MOVED = 1e-9
+"""What stands for nothing at all on a logarithmic axis."""
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One of the three: what it shows, and for each rung its values at the places that `places` name."""
+    """One of the four: what it shows, and for each rung its values at the places that `places` name."""
     title: str
     below: str                               # what the places are
     places: Sequence[str]
@@ -42,15 +47,19 @@ def panels(results: Mapping[str, Any]) -> list[Panel]:
               {name: list(rates.values()) for name, rates in speeds.items()}, count, logarithmic=True),
         Panel("recall: right answers", "tokens between pairs and question", [str(distance) for distance, _ in first["recall"]["accuracy"]], recalled,
               "{:.0f}%".format, level=(100 * first["recall"]["chance"], "guessing")),
+        Panel("before training: what reaches the answer", "tokens between pairs and question",
+              [str(distance) for distance, _ in first["recall"]["influence"]],
+              {name: [max(moved, LEAST_MOVED) for _, moved in rung["recall"]["influence"]] for name, rung in rungs.items()}, "{:.0e}".format,
+              logarithmic=True),
     ]
 
 
 def plot_ladder(results: Mapping[str, Any], out: Path | str, *, title: str, unit: str) -> None:
     """The results of `Ladder.climb` as a PNG."""
     drawn = panels(results)
-    with picture(out, 60 + len(drawn) * (WIDTH + LABELS + 60), ROW) as figure:
+    with picture(out, 60 + ACROSS * (WIDTH + LABELS + 60), TOP + -(-len(drawn) // ACROSS) * ROW) as figure:
         for i, panel in enumerate(drawn):
-            draw(figure, panel, 80 + i * (WIDTH + LABELS + 60), TOP + 60)
+            draw(figure, panel, 80 + i % ACROSS * (WIDTH + LABELS + 60), TOP + 60 + i // ACROSS * ROW)
         headline(figure, title, unit)
 
 

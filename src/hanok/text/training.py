@@ -6,6 +6,7 @@ each one of the text is a token, numbered in Unicode's order as nanoGPT's prepar
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -89,8 +90,21 @@ def learned(kind: str, texts: Iterable[str], vocab_size: int, pre_tokenizer: str
     return rust
 
 
-def _feed(rust: tokenizers.Tokenizer, corpus: _Corpus, trainer: Any) -> None:
-    rust.train_from_iterator(corpus, trainer)
+PIECE, SEAM = 4000, re.compile(r"(?<=[\w!-~])\n(?=[^\W_])")
+"""Characters of a piece, about; and an end of a line across which no pre-tokenizer of byte-level BPE makes a word."""
+
+
+def pieces(text: str) -> list[str]:
+    """The same words in short texts: the trainer deals texts out to cores, and long ones leave some idle."""
+    found, first = [], 0
+    while len(text) - first > 2 * PIECE and (seam := SEAM.search(text, first + PIECE)):
+        found.append(text[first:seam.end()])
+        first = seam.end()
+    return [*found, text[first:]]
+
+
+def _feed(rust: tokenizers.Tokenizer, corpus: _Corpus, trainer: Any, cut: Callable[[str], list[str]] = lambda text: [text]) -> None:
+    rust.train_from_iterator(map(cut, corpus), trainer)
     if corpus.empty:
         raise TokenizerError(NOTHING)
 
@@ -107,7 +121,7 @@ def _train_bpe(texts: Iterable[str], vocab_size: int, specials: list[str], pre_t
     rust.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, min_frequency=2, special_tokens=specials, show_progress=progress,
                                   initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
-    _feed(rust, _Corpus(texts), trainer)
+    _feed(rust, _Corpus(texts), trainer, pieces)
     return rust
 
 
