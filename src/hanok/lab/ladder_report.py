@@ -155,9 +155,10 @@ def introduction(results: Results) -> str:
     sizes = [rung["training"]["parameters"] for rung in results["rungs"].values()]
     spread = max(sizes) / min(sizes) - 1
     budget = f"{told['steps']:,} updates" if told["seconds"] is None else f"{report.seconds(told['seconds'])} of updates"
+    threads = f"{machine['threads']} thread" + "s" * (machine["threads"] != 1)
     comparable = "comparable" if spread <= COMPARABLE else "not comparable"
     return (f"{data['train']:,} pairs to learn from (some of them validate) and {data['test']:,} to test, of other groups (files) and without a "
-            f"source that the first have; one tokenizer; {budget} for each rung, evaluations not counted; {machine['threads']} thread{'s' * (machine['threads'] != 1)}, "
+            f"source that the first have; one tokenizer; {budget} for each rung, evaluations not counted; {threads}, "
             f"{machine['device']}, torch {machine['torch']}. The largest rung has {percent(spread)} more parameters than the smallest: {comparable}.")
 
 
