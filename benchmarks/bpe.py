@@ -9,15 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import subprocess
 import sys
 import tempfile
-import time
+from itertools import count
 from pathlib import Path
 
-from common import Pair, cpu_now, foreign_cpu_share, sgemm_gflops
-from corpus import generated
+from common import alternate, seconds
+from corpus import generated, texts
 from hanok.data.sources import find_files
 
 GOAL = 1 / 1.2
@@ -47,43 +46,30 @@ def main() -> None:
         megabytes = sum(Path(path).stat().st_size for path in files) / 1e6
         ours = [sys.executable, "-m", "hanok.cli.main", "tokenizer", "train", *files, "--vocab-size", str(told.vocab_size), "--json", "--out"]
         theirs = [sys.executable, "-c", THEIRS, str(folder / "theirs.json"), str(told.vocab_size), *files]
-        pair = Pair("BPE training, of tokenizers itself", "MB/s")
-        for i in range(told.repeats):
-            begin = cpu_now()
-            pair.ours.append(megabytes / timed([*ours, str(folder / f"ours{i}")]))
-            pair.theirs.append(megabytes / timed(theirs))
-            pair.foreign.append(foreign_cpu_share(begin))
-            pair.sgemm.append(sgemm_gflops(3))
+        fresh = count()
+
+        def ours_rate() -> float:
+            return megabytes / seconds(lambda: run([*ours, str(folder / f"ours{next(fresh)}")]))
+
+        pair = alternate("BPE training, of tokenizers itself", "MB/s", ours_rate, lambda: megabytes / seconds(lambda: run(theirs)), told.repeats)
         merges = [json.loads(path.read_text())["model"]["merges"] for path in (folder / "ours0" / "tokenizer.json", folder / "theirs.json")]
         same = sum(a == b for a, b in zip(*merges))
         print(f"{megabytes:.1f} MB in {len(files)} files; {len(merges[0])} merges, {same} of them the same in the same place")
         print(pair.line(GOAL))
-        shutil.rmtree(folder / "text", ignore_errors=True)
 
 
 def plain(folder: Path, n_bytes: int) -> list[str]:
     """Text files of 64 documents each, a line each."""
-    files, lines = [], []
-
-    def flush() -> None:
+    lines = [text + "\n" for text in texts([str(generated(folder / "text", n_bytes))])]
+    files = []
+    for first in range(0, len(lines), 64):
         files.append(folder / f"{len(files):05d}.txt")
-        files[-1].write_text("".join(lines), encoding="utf-8")
-        lines.clear()
-
-    for path in sorted(generated(folder / "text", n_bytes).iterdir()):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            lines.append(json.loads(line)["text"] + "\n")
-            if len(lines) == 64:
-                flush()
-    if lines:
-        flush()
+        files[-1].write_text("".join(lines[first:first + 64]), encoding="utf-8")
     return [str(path) for path in files]
 
 
-def timed(command: list[str]) -> float:
-    begin = time.perf_counter()
+def run(command: list[str]) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begin
 
 
 if __name__ == "__main__":

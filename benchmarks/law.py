@@ -37,10 +37,8 @@ NOISE = 0.01
 """Of a run's loss: one standard deviation of its logarithm."""
 
 
-def run(sources: tuple[str, ...], d_model: int, layers: int, vocab_size: int, rows: int, steps: int, threads: int) -> dict[str, Any]:
+def run(choice: Choice, d_model: int, layers: int, vocab_size: int, rows: int, steps: int, threads: int) -> dict[str, Any]:
     """One run, and what the law is told of it."""
-    given = {"data": {"sources": sources}}
-    choice = Choice(given, survey(given), here())
     recipe = choice.recipe(d_model, layers, vocab_size, rows, steps, None)
     told = replace(recipe.train, threads=threads, eval_every=10 ** 7, checkpoint_every=0, eval_tokens=262_144)
     recipe = replace(recipe, model=replace(recipe.model, sizes=sizes_of(choice.family, d_model, layers)), train=told)
@@ -73,10 +71,10 @@ def fit(runs: list[dict[str, Any]], begin: Law = LAW) -> Law:
 
     x, step = before.copy(), 1e-4
     for _ in range(200):
-        here_, slope = wrong(x), np.empty((len(runs) + len(x), len(x)))
+        now, slope = wrong(x), np.empty((len(runs) + len(x), len(x)))
         for i in range(len(x)):
-            slope[:, i] = (wrong(x + step * np.eye(len(x))[i]) - here_) / step
-        x = x - 0.5 * np.clip(np.linalg.lstsq(slope, here_, rcond=None)[0], -0.3, 0.3)
+            slope[:, i] = (wrong(x + step * np.eye(len(x))[i]) - now) / step
+        x = x - 0.5 * np.clip(np.linalg.lstsq(slope, now, rcond=None)[0], -0.3, 0.3)
     return law_of(x)
 
 
@@ -88,9 +86,12 @@ def main() -> None:
     told = arguments.parse_args()
     runs = [json.loads(line) for line in told.runs.read_text().splitlines()] if told.runs.is_file() else []
     known = {tuple(one[name] for name in ("d", "n", "V", "rows", "steps")) for one in runs}
-    for shape in GRID:
-        if shape not in known:
-            runs.append(run(tuple(told.data or map(str, standard_library())), *shape, told.threads or torch.get_num_threads()))
+    missing = [shape for shape in GRID if shape not in known]
+    if missing:
+        given = {"data": {"sources": tuple(told.data or map(str, standard_library()))}}
+        choice = Choice(given, survey(given), here())
+        for shape in missing:
+            runs.append(run(choice, *shape, told.threads or torch.get_num_threads()))
             with open(told.runs, "a") as file:
                 file.write(json.dumps(runs[-1]) + "\n")
             print(f"{shape}: {runs[-1]['bits']:.4f} bits a byte", flush=True)

@@ -6,7 +6,7 @@ where it is larger than what chance or a small sample gives.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,9 +127,9 @@ def markdown(results: Results) -> str:
              "Greedy search; BLEU is sacrebleu's `" + signatures["bleu"] + "`, chrF `" + signatures["chrf"] + "`. " + remarks(rungs),
              "## Training speed by length", by_speed(results["speed"]),
              f"Source and target tokens a second, each update with {results['speed']['tokens']:,} of them, random ones.",
-             "## Associative recall by distance", by_distance(rungs), recalled(rungs),
-             "Where more or fewer pairs have to be held apart, at the farthest distance:", by_pairs(rungs),
-             "## What reaches the answer before training", by_influence(rungs), untrained(rungs)]
+             "## Associative recall by distance", by_recall(rungs, "accuracy", "distance", percent), recalled(rungs),
+             "Where more or fewer pairs have to be held apart, at the farthest distance:", by_recall(rungs, "by_pairs", "pairs", percent),
+             "## What reaches the answer before training", by_recall(rungs, "influence", "distance", "{:.1e}".format), untrained(rungs)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -186,22 +186,11 @@ def by_speed(speed: Results) -> str:
     return report.markdown_table(["tokens a row", *rates], rows, align="r" * (1 + len(rates)))
 
 
-def by_distance(rungs: Results) -> str:
-    distances = [distance for distance, _ in next(iter(rungs.values()))["recall"]["accuracy"]]
-    rows = [[distance, *(percent(rung["recall"]["accuracy"][i][1]) for rung in rungs.values())] for i, distance in enumerate(distances)]
-    return report.markdown_table(["distance", *rungs], rows, align="r" * (1 + len(rungs)))
-
-
-def by_pairs(rungs: Results) -> str:
-    numbers = [n for n, _ in next(iter(rungs.values()))["recall"]["by_pairs"]]
-    rows = [[n, *(percent(rung["recall"]["by_pairs"][i][1]) for rung in rungs.values())] for i, n in enumerate(numbers)]
-    return report.markdown_table(["pairs", *rungs], rows, align="r" * (1 + len(rungs)))
-
-
-def by_influence(rungs: Results) -> str:
-    distances = [distance for distance, _ in next(iter(rungs.values()))["recall"]["influence"]]
-    rows = [[distance, *(f"{rung['recall']['influence'][i][1]:.1e}" for rung in rungs.values())] for i, distance in enumerate(distances)]
-    return report.markdown_table(["distance", *rungs], rows, align="r" * (1 + len(rungs)))
+def by_recall(rungs: Results, part: str, header: str, spell: Callable[[float], str]) -> str:
+    """A part of what was measured of recall, a column a rung."""
+    places = [place for place, _ in next(iter(rungs.values()))["recall"][part]]
+    rows = [[place, *(spell(rung["recall"][part][i][1]) for rung in rungs.values())] for i, place in enumerate(places)]
+    return report.markdown_table([header, *rungs], rows, align="r" * (1 + len(rungs)))
 
 
 def untrained(rungs: Results) -> str:
