@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -55,22 +56,24 @@ def main() -> None:
 # ---- text ------------------------------------------------------------------------------------------------------
 def generated(folder: Path, n_bytes: int) -> Path:
     """JSONL files of so many bytes: words by Zipf's law, English-like and Korean, one document in ten a copy or near copy of one in its file."""
-    random = np.random.Generator(np.random.PCG64(5))
     folder.mkdir()
-    letters, syllables = np.array(list("etaoinshrdlucmfwypvbgk")), np.array([chr(code) for code in range(0xAC00, 0xAC00 + 1200)])
-    words = ["".join(random.choice(letters, n)) for n in random.integers(2, 11, 40_000)]
-    korean = ["".join(random.choice(syllables, n)) for n in random.integers(1, 5, 40_000)]
-    written = 0
-    while written < n_bytes:
-        path = folder / f"{len(list(folder.iterdir())):05d}.jsonl"
-        with open(path, "w", encoding="utf-8") as file:
-            for line in documents(random, words, korean, min(n_bytes - written, 128 << 20)):
-                file.write(line)
-        written += path.stat().st_size
+    sizes = [min(n_bytes - first, 128 << 20) for first in range(0, n_bytes, 128 << 20)]
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for _ in pool.map(write, range(len(sizes)), sizes, [folder] * len(sizes)):
+            pass
     return folder
 
 
-def documents(random: np.random.Generator, words: list[str], korean: list[str], n_bytes: int) -> Iterator[str]:
+def write(seed: int, n_bytes: int, folder: Path) -> None:
+    random = np.random.Generator(np.random.PCG64(5))  # the same words for every file
+    letters, syllables = np.array(list("etaoinshrdlucmfwypvbgk")), np.array([chr(code) for code in range(0xAC00, 0xAC00 + 1200)])
+    words = np.array(["".join(random.choice(letters, n)) for n in random.integers(2, 11, 40_000)], dtype=object)
+    korean = np.array(["".join(random.choice(syllables, n)) for n in random.integers(1, 5, 40_000)], dtype=object)
+    with open(folder / f"{seed:05d}.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(documents(np.random.Generator(np.random.PCG64([5, seed])), words, korean, n_bytes))
+
+
+def documents(random: np.random.Generator, words: np.ndarray, korean: np.ndarray, n_bytes: int) -> Iterator[str]:
     kept: list[list[str]] = []
     written = 0
     while written < n_bytes:
@@ -80,9 +83,8 @@ def documents(random: np.random.Generator, words: list[str], korean: list[str], 
             if which < 0.05:
                 text[len(text) // 2] = "changed"
         else:
-            table = korean if which > 0.8 else words
             ranks = np.minimum((40_000.0 ** random.random(int(random.integers(50, 800)))).astype(int), 39_999)
-            text = [table[rank] for rank in ranks]
+            text = (korean if which > 0.8 else words)[ranks].tolist()
             kept = [*kept[-500:], text]
         line = json.dumps({"text": " ".join(text)}, ensure_ascii=False) + "\n"
         written += len(line.encode())

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch.overrides import TorchFunctionMode
 
 from hanok.contracts import Batch
-from hanok.nn.masks import Causal, Documents, Keep, Span, Window, frame_of, span_after, span_of
+from hanok.nn.attention import attend, attention_weights
+from hanok.nn.masks import Causal, Documents, Keep, Span, Window, blocks, frame_of, span_after, span_of
 from hanok.nn.position import Position, RelativeBias
 from zoo import BY_NAME, V
 
@@ -94,6 +95,49 @@ def test_a_rule_that_calls_itself_free_forbids_nothing(forward):
         if rule.free(span):
             dense = rule.dense(span).expand(n_rows, 1, span.n_queries, span.n_keys)
             assert all(dense[b, 0, :n].all() for b, n in enumerate(counts))           # what a pad sees means nothing
+
+
+@settings(max_examples=100, deadline=None)
+@given(forwards())
+def test_a_rule_says_place_by_place_what_it_says_at_once(forward):
+    span, rules, _, n_rows, _ = forward
+    if not span.fresh:
+        return
+    places = [torch.arange(n).view([-1 if i == j else 1 for j in range(3)]) for i, n in enumerate((n_rows, span.n_queries, span.n_keys))]
+    for rule in rules:
+        one_by_one = rule.allows()(places[0], torch.tensor(0), *places[1:]).expand(n_rows, span.n_queries, span.n_keys)
+        assert torch.equal(one_by_one, rule.dense(span).expand(n_rows, 1, span.n_queries, span.n_keys)[:, 0])
+
+
+# ---- blocks, for flex attention: forward only, since torch has no backward for it on CPUs (tests/train/test_gpu.py has the rest)
+SEQ_LEN = 300                                # two blocks of 128 and a part of one
+
+
+def packed(n_rows: int = 3) -> torch.Tensor:
+    """(B,T): rows of a few documents each, and a last row of one."""
+    numbers = (torch.rand(n_rows, SEQ_LEN, generator=torch.Generator().manual_seed(0)) < 0.02).cumsum(1)
+    numbers[-1] = 7
+    return numbers
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("width, dropout", [(16, 0.0), (8, 0.0), (16, 1e-9)])         # the last two it does not know
+@pytest.mark.parametrize("more", [(), (Window(50),), (Keep(torch.arange(SEQ_LEN) < torch.tensor([[300], [290], [17]])),)])
+def test_blocks_answer_what_a_dense_mask_answers(more, width, dropout):
+    rules = (Causal(), *more, Documents(packed()))
+    mask = blocks(rules, span_of(Batch(packed())), 3)
+    q, k, v = (torch.randn(3, heads, SEQ_LEN, width, generator=torch.Generator().manual_seed(heads)) for heads in (4, 2, 2))
+    whole = mask.dense()
+    torch.testing.assert_close(attend(q, k, v, mask, dropout=dropout), attend(q, k, v, whole, dropout=dropout), rtol=1e-4, atol=1e-5)
+    assert torch.equal(attention_weights(q, k, mask), attention_weights(q, k, whole))
+
+
+def test_blocks_leave_out_what_nobody_may_look_at():
+    numbers = (torch.arange(512) // 128).expand(2, 512)                               # each document a block of its own
+    mask = blocks((Causal(), Documents(numbers)), span_of(Batch(numbers)), 2)
+    assert mask.block_mask.to_dense()[:, 0].tolist() == [torch.eye(4).tolist()] * 2
+    row = torch.zeros(2, 512, dtype=torch.long)
+    assert blocks((Causal(), Documents(row)), span_of(Batch(row)), 2).block_mask.to_dense()[0, 0].tolist() == torch.ones(4, 4).tril().tolist()
 
 
 @settings(max_examples=200, deadline=None)

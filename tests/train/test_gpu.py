@@ -1,4 +1,7 @@
-"""On a CUDA device: bf16 and compiled, it learns what the CPU learns in fp32; a run goes on to the bit; NCCL's ranks are one run."""
+"""On a CUDA device: bf16 and compiled, it learns what the CPU learns in fp32; a run goes on to the bit; NCCL's ranks are one run.
+
+    python -m pytest -m gpu [-n 4]
+"""
 from __future__ import annotations
 
 import json
@@ -10,25 +13,30 @@ import torch
 
 from hanok.cli.launch import launch
 from hanok.contracts import Batch
-from hanok.train.distributed import Ranks
+from hanok.nn.attention import attend
+from hanok.nn.masks import Causal, Documents, Window, blocks, span_of
+from hanok.train.distributed import Ranks, shard
 from hanok.train.optim import optimizers
 from hanok.train.recipe import TrainRecipe
 from hanok.train.trainer import Trainer, precision
-from ranks import do, write_text
+from ranks import KINDS, do, write_text
 from tiny import CONFIG, model
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
               pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")]     # of torch's compiler
+CONFIG = replace(CONFIG, d_head=16)          # flex attention knows no smaller heads
 RECIPE = TrainRecipe(steps=12, optimizer="adamw", learning_rate=1e-2, warmup_steps=4, compile="off", precision="fp32")
-FIXED = ["model.sizes.dropout=0.1", "train.optimizer=muon", "train.compile=off"]
+FIXED = ["model.sizes.dropout=0.1", "train.optimizer=muon"]
 
 
-def losses(recipe: TrainRecipe, device: str, documents: bool = False) -> list[float]:
-    """Of the same rows again and again; in two documents, if asked."""
+def losses(recipe: TrainRecipe, device: str, documents: bool = False, cut: bool = False) -> list[float]:
+    """Of the same rows again and again; in two documents, if asked; by a model that is cut up (into one part), if asked."""
     ids = torch.randint(300, (8, 33), generator=torch.Generator().manual_seed(0))
     numbers = (torch.arange(32) // 16).expand(8, 32).contiguous() if documents else None
     batch = Batch(ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous(), document_ids=numbers)
     net = model(CONFIG).to(device)
+    if cut:
+        shard(net, torch.device(device), 1)
     made = Trainer(net, optimizers(net, recipe), iter([batch] * recipe.steps), recipe, vocab_size=300, device=device)
     net.train()
     return [made.step().loss for _ in range(recipe.steps)]
@@ -62,19 +70,91 @@ def test_in_bf16_it_learns_nearly_the_same(compiled, documents):
 
 def test_the_causal_kernel_is_flash_attention():
     from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    from hanok.nn.attention import attend
     q, k, v = (torch.randn(2, heads, 64, 32, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2))
     with sdpa_kernel(SDPBackend.FLASH_ATTENTION):                                     # and no other may answer
         assert attend(q, k, v, is_causal=True).shape == q.shape
 
 
-def test_some_updates_and_the_rest_are_all_updates_to_the_bit(text, tmp_path):
-    alone = Ranks(device=torch.device("cuda"))
-    whole = do({"kind": "qwen3", "out": str(tmp_path / "whole"), "settings": FIXED}, text, alone)["losses"]
-    first = do({"kind": "qwen3", "out": str(tmp_path / "cut"), "settings": FIXED, "stop": 7}, text, alone)["losses"]
+# ---- documents as blocks
+def packed(n_rows: int, seq_len: int) -> torch.Tensor:
+    """(B,T) documents of about 100 tokens."""
+    return (torch.rand(n_rows, seq_len, generator=torch.Generator().manual_seed(1)) < 0.01).cumsum(1).cuda()
+
+
+@pytest.mark.parametrize("seq_len", [33, 128, 300])
+@pytest.mark.parametrize("more", [(), (Window(50),)])
+def test_blocks_answer_what_a_dense_mask_answers_and_so_do_their_gradients(more, seq_len):
+    ids = packed(3, seq_len)
+    made = blocks((Causal(), *more, Documents(ids)), span_of(Batch(ids)), 3)
+    q, k, v = (torch.randn(3, heads, seq_len, 32, device="cuda", requires_grad=True) for heads in (4, 2, 2))
+    told, fast = [], torch.compile(attend)
+    for mask in (made, made.dense()):
+        out = fast(q, k, v, mask)
+        told.append([out, *torch.autograd.grad(out.square().sum(), (q, k, v))])
+    for one, other in zip(*told):
+        assert (one - other).abs().max() < 1e-3 * other.abs().max()
+
+
+def test_under_the_compiler_documents_are_blocks_and_no_square_is_held():
+    recipe, n_rows, seq_len = replace(RECIPE, precision="bf16", compile="on", steps=2), 2, 16384
+    net = model(replace(CONFIG, max_seq_len=seq_len)).cuda().train()
+    ids = torch.randint(300, (n_rows, seq_len))
+    batch = Batch(ids, targets=ids, document_ids=packed(n_rows, seq_len).cpu())
+    made = Trainer(net, optimizers(net, recipe), iter([batch] * 2), recipe, vocab_size=300, device="cuda")
+    made.step()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    made.step()
+    assert torch.cuda.max_memory_allocated() - before < n_rows * seq_len ** 2         # bytes: one for each place of the mask
+
+
+def test_compiled_with_documents_it_loses_the_same_to_the_bit_each_time():
+    recipe = replace(RECIPE, precision="bf16", compile="on")
+    assert losses(recipe, "cuda", documents=True) == losses(recipe, "cuda", documents=True)
+
+
+# ---- runs
+@pytest.mark.parametrize("compiled", ["off", "on"])
+def test_some_updates_and_the_rest_are_all_updates_to_the_bit(compiled, text, tmp_path):
+    alone, settings = Ranks(device=torch.device("cuda")), [*FIXED, f"train.compile={compiled}"]
+    whole = do({"kind": "qwen3", "out": str(tmp_path / "whole"), "settings": settings}, text, alone)["losses"]
+    first = do({"kind": "qwen3", "out": str(tmp_path / "cut"), "settings": settings, "stop": 7}, text, alone)["losses"]
     assert first + do({"out": str(tmp_path / "cut"), "resume": True}, text, alone)["losses"] == whole
     assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+SAMPLED = ["train.sample_every=10", "train.steps=10", "train.compile=off"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_loses_what_it_loses_on_a_cpu_and_speaks(kind, text, tmp_path):
+    prompt = "the [MASK] stands" if kind == "bert" else "the house"
+    settings = [*SAMPLED, "train.precision=fp32", f"train.sample_prompt={prompt}"]
+    here, there = (do({"kind": kind, "out": str(tmp_path / name), "settings": settings}, text, Ranks(device=torch.device(name)))
+                   for name in ("cpu", "cuda"))
+    assert there["losses"] == pytest.approx(here["losses"], rel=2e-3) and there["validation"] == pytest.approx(here["validation"], rel=2e-3)
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "bert", "t5"])
+def test_compiled_and_in_bf16_other_families_learn_too(kind, text, tmp_path, caplog):
+    settings = ["train.steps=10", "train.compile=on"]
+    told = do({"kind": kind, "out": str(tmp_path / "run"), "settings": settings}, text, Ranks(device=torch.device("cuda")))["losses"]
+    assert sum(told[-3:]) < sum(told[:3]) and not [record for record in caplog.records if "torch.compile failed" in record.message]
+
+
+# ---- NCCL
+@pytest.fixture
+def nccl():
+    import torch.distributed as dist
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_cut_up_by_fsdp_it_loses_what_it_loses_whole(optimizer, nccl):
+    recipe = replace(RECIPE, optimizer=optimizer)
+    assert losses(recipe, "cuda", cut=True) == pytest.approx(losses(recipe, "cuda"), rel=1e-3)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one CUDA device")

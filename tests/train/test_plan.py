@@ -166,6 +166,14 @@ def test_a_plan_fills_its_time_and_more_time_is_never_worse(choice):
     assert found[-1].tokens > found[0].tokens
 
 
+def test_what_compiling_takes_is_taken_from_the_updates(choice):
+    slow = Choice({}, LIBRARY, replace(MACHINE, begin=60.0)).best(120)
+    assert 118 < slow.seconds <= 120 and 0.95 * 60 < slow.steps * slow.step_seconds <= 60
+    assert "the first 1 min 0 s for torch.compile" in dict(slow.rows(MACHINE, 1e12))["time"]
+    assert slow.bits == pytest.approx(choice.best(60).bits, rel=1e-2) and slow.recipe.train.seconds == 120
+    assert Choice({}, LIBRARY, replace(MACHINE, begin=200.0)).best(120).steps >= 1    # it takes what it takes; the clock ends the run
+
+
 def test_a_faster_machine_is_given_more_to_do(choice):
     fast = Choice({}, LIBRARY, replace(MACHINE, sgemm=4 * MACHINE.sgemm)).best(30)
     assert fast.bits < choice.best(30).bits and fast.tokens * fast.parameters > choice.best(30).tokens * choice.best(30).parameters

@@ -1,6 +1,6 @@
 """Scaled dot-product attention (arXiv:1706.03762, eq. 1) with many heads or grouped ones (GQA, arXiv:2305.13245).
 
-`attend` is the fast kernel; `attention_weights` is the same softmax as a pure function, for eyes and for tests.
+`attend` asks the fast kernels; `attention_weights` is the same softmax as a pure function, for eyes and for tests.
 B batch, T query positions, S key positions, D d_model, H query heads, G key/value heads, K d_head.
 """
 from __future__ import annotations
@@ -12,23 +12,31 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hanok.errors import ConfigError
-from hanok.nn.masks import Frame
+from hanok.nn.masks import Blocks, Frame
 from hanok.nn.position import rotate
 
 Append = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """New keys and values -> all of them: how a cache enters a layer."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, is_causal: bool = False, scale: float | None = None,
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Blocks | None = None, is_causal: bool = False, scale: float | None = None,
            dropout: float = 0.0) -> Tensor:
     """softmax(q k^T * scale + mask) v: (B,H,T,K), (B,G,S,K), (B,G,S,K) -> (B,H,T,K). scale None: 1/sqrt(K)."""
-    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=is_causal, scale=scale, enable_gqa=q.size(1) != k.size(1))
+    grouped = q.size(1) != k.size(1)
+    if isinstance(mask, Blocks):
+        if not dropout and q.size(-1) >= 16:                                          # flex attention knows neither dropout nor smaller heads
+            from torch.nn.attention.flex_attention import flex_attention
+            return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped)
+        mask = mask.dense()
+    return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=is_causal, scale=scale, enable_gqa=grouped)
 
 
-def attention_weights(q: Tensor, k: Tensor, mask: Tensor | None = None, is_causal: bool = False, scale: float | None = None) -> Tensor:
+def attention_weights(q: Tensor, k: Tensor, mask: Tensor | Blocks | None = None, is_causal: bool = False, scale: float | None = None) -> Tensor:
     """The softmax that `attend` applies to its values: (B,H,T,K), (B,G,S,K) -> (B,H,T,S). Each row sums to 1; to 0 where it may look nowhere."""
     k = k.repeat_interleave(q.size(1) // k.size(1), 1)
     scores = q @ k.transpose(-1, -2) * (q.size(-1) ** -0.5 if scale is None else scale)
+    if isinstance(mask, Blocks):
+        mask = mask.dense()
     if is_causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:

@@ -1,14 +1,14 @@
 """Who may look at whom, as values. A mask is a tuple of rules; a query may look where all of them allow it.
 
 Rules speak of slots (where a token stands in memory), position schemes of positions: packed rows restart positions, causality does not care.
-A rule becomes a dense tensor only where the fast kernel cannot take it. B batch, T queries, S keys; "1|B": one row where all rows agree.
+A rule becomes a dense tensor only where no fast kernel can take it. B batch, T queries, S keys; "1|B": one row where all rows agree.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -69,12 +69,18 @@ def span_after(lengths: Sequence[int], n_queries: int, counts: Sequence[int] | N
     return Span(torch.tensor(positions, device=device), k_positions, tuple(lengths), ends, even=False, write=write)
 
 
+Allows = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""Row, head, query and key, as whole numbers -> True = may look: how flex attention asks."""
+
+
 class Rule(Protocol):
     """One reason not to look."""
 
     def free(self, span: Span) -> bool: ...                                           # True: it forbids nothing here
 
     def dense(self, span: Span) -> Tensor: ...                                        # (1|B,1,1|T,S), True = may look
+
+    def allows(self) -> Allows: ...                                                   # the same of a fresh span, place by place
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,9 @@ class Causal:
     def dense(self, span):
         queries, keys = span.slots()
         return (keys <= queries)[:, None]
+
+    def allows(self):
+        return lambda row, head, query, key: key <= query
 
 
 @dataclass(frozen=True)
@@ -101,6 +110,9 @@ class Window:
         queries, keys = span.slots()
         return (queries - keys < self.size)[:, None]
 
+    def allows(self):
+        return lambda row, head, query, key: query - key < self.size
+
 
 @dataclass(frozen=True, eq=False)
 class Keep:
@@ -112,6 +124,9 @@ class Keep:
 
     def dense(self, span):
         return self.keep[:, None, None]
+
+    def allows(self):
+        return lambda row, head, query, key: self.keep[row, key]
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,22 +140,54 @@ class Documents:
     def dense(self, span):
         return (self.document_ids[:, :, None] == self.document_ids[:, None])[:, None]
 
+    def allows(self):
+        return lambda row, head, query, key: self.document_ids[row, query] == self.document_ids[row, key]
+
+
+@dataclass(frozen=True, eq=False)
+class Blocks:
+    """Rules for flex attention (arXiv:2412.05496): blocks of 128 x 128 in which nobody may look are skipped, and nothing of T x S is held."""
+    block_mask: Any                          # torch's BlockMask
+    rules: tuple[Rule, ...]
+    span: Span
+
+    def dense(self) -> Tensor:                                                        # (1|B,1,T,S)
+        """The same for kernels that want it whole."""
+        return dense(self.rules, self.span)
+
 
 @dataclass(frozen=True)
 class Frame:
     """What all layers of one forward share: the doors of position, opened, and the mask."""
     rotation: tuple[Tensor, Tensor] | None   # 2 x (1|B,1,T,K)
-    mask: Tensor | None                      # (1|B,1|H,1|T,S): True = may look, or a float that is added to the scores
+    mask: Tensor | Blocks | None             # (1|B,1|H,1|T,S): True = may look, or a float that is added to the scores
     is_causal: bool = False
 
 
 def frame_of(position: Position, span: Span, rules: tuple[Rule, ...]) -> Frame:
-    """Opens the doors, and makes the mask dense only where the fast kernel cannot take it as a word."""
+    """Opens the doors, and makes the mask dense only where no fast kernel can take it as a word: alone, causality is one; documents, under a compiler
+    for GPUs, are blocks."""
     rotation, bias = position.rotation(span.positions), position.bias(span.positions, span.k_positions)
-    binding = [rule for rule in rules if not rule.free(span)]
-    if bias is None and span.fresh and binding == [Causal()]:
-        return Frame(rotation, None, is_causal=True)
+    binding = tuple(rule for rule in rules if not rule.free(span))
+    if bias is None and span.fresh:
+        if binding == (Causal(),):
+            return Frame(rotation, None, is_causal=True)
+        packed = [rule.document_ids for rule in binding if isinstance(rule, Documents)]
+        if packed and packed[0].is_cuda and torch.compiler.is_compiling():
+            return Frame(rotation, blocks(binding, span, packed[0].size(0)))
     if not binding:
         return Frame(rotation, bias)
-    dense = reduce(torch.logical_and, (rule.dense(span) for rule in binding))
-    return Frame(rotation, dense if bias is None else bias.masked_fill(~dense, float("-inf")))
+    mask = dense(binding, span)
+    return Frame(rotation, mask if bias is None else bias.masked_fill(~mask, float("-inf")))
+
+
+def dense(rules: Sequence[Rule], span: Span) -> Tensor:                               # (1|B,1,1|T,S)
+    """Where all of them allow it."""
+    return reduce(torch.logical_and, (rule.dense(span) for rule in rules))
+
+
+def blocks(rules: tuple[Rule, ...], span: Span, n_rows: int) -> Blocks:
+    """The rules of a fresh span of so many rows, for flex attention."""
+    from torch.nn.attention.flex_attention import and_masks, create_block_mask
+    allows = and_masks(*(rule.allows() for rule in rules))
+    return Blocks(create_block_mask(allows, n_rows, None, span.n_queries, span.n_keys, device=span.positions.device), rules, span)

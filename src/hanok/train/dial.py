@@ -140,7 +140,7 @@ class Choice:
                     config = config_of(self.recipe(d_model, layers, vocab, 4, 100, None), vocab)
                     inner = weights_of(self.family.name, config)[1]
                     for rows in self.rows():
-                        steps = int(seconds / self.machine.seconds(cost(layers, vocab, rows)))
+                        steps = int((seconds - self.machine.begin) / self.machine.seconds(cost(layers, vocab, rows)))
                         if steps >= LEAST_STEPS:
                             n = rows * int(self.seq_len)
                             read, text = steps * n * self.text.bytes_per_token(vocab), self.text

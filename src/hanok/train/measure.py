@@ -28,6 +28,7 @@ from hanok.data.objectives import Rows, apart, causal
 from hanok.models.family import Family
 from hanok.nn.loss import chunk_tokens, token_cross_entropy
 from hanok.train.carry import Carry, carries
+from hanok.train.compiled import Compiled
 from hanok.train.muon import Muon
 from hanok.train.optim import optimizers
 from hanok.train.recipe import TrainRecipe
@@ -272,6 +273,7 @@ class Machine:
     memory: int                              # bytes that there are
     device: str = "cpu"
     resident: int = 0                        # bytes that the process held before the run: Python, torch and what they loaded
+    begin: float = 0.0                       # seconds that a run's first update takes besides, where torch.compile works
 
     def seconds(self, cost: Cost) -> float:
         """Of an update of that cost."""
@@ -332,8 +334,8 @@ def batches(vocab_size: int, shape: Shape, masked: bool = False, carried: bool =
             yield replace(batch, document_ids=documents[:, :-1].contiguous()) if carried else batch
 
 
-def works_of(family: Family, config: Any, recipe: TrainRecipe, shape: Shape, n_steps: int, device: torch.device) -> tuple[Cost, list[float]]:
-    """An update's cost, and what each of a few real ones took in FLOPs of the reference product."""
+def works_of(family: Family, config: Any, recipe: TrainRecipe, shape: Shape, n_steps: int, device: torch.device) -> tuple[Cost, list[float], float]:
+    """An update's cost; what each of a few real ones took in FLOPs of the reference product; and the seconds that compiling the first one took."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model: Any = family.build(config).to(device).train()
@@ -341,13 +343,16 @@ def works_of(family: Family, config: Any, recipe: TrainRecipe, shape: Shape, n_s
     drawn = batches(config.vocab_size, shape, family.objective == "masked", carried)
     trainer = Trainer(model, optimizers(model, recipe), drawn, recipe, vocab_size=config.vocab_size, device=device,
                       hidden=Carry(model, recipe.grad_accum_steps) if carried else None)
-    for _ in range(3 if device.type == "cuda" else 1):
+    first = timed(trainer.step, device)
+    for _ in range(2 if device.type == "cuda" else 0):
         trainer.step()
-    works = []
+    works, times = [], []
     for _ in range(n_steps):
-        rate = sgemm_rate(device, 1)
-        works.append(rate * timed(trainer.step, device))
-    return count(family, config, recipe, shape), works
+        rate, time = sgemm_rate(device, 1), timed(trainer.step, device)
+        times.append(time)
+        works.append(rate * time)
+    compiling = max(0.0, first - statistics.median(times)) if isinstance(trainer.hidden, Compiled) else 0.0
+    return count(family, config, recipe, shape), works, compiling
 
 
 def memory_of(device: torch.device) -> int:
@@ -366,10 +371,10 @@ def here(memory: int | None = None) -> Machine:
 def probe(family: Family, samples: Sequence[tuple[Any, Shape]], recipe: TrainRecipe, *, memory: int | None = None, n_steps: int = 3) -> Machine:
     """This machine, from real updates of small models of the family: a config and its batches' shape each. Some seconds."""
     device, machine = runtime.device(), here(memory)
-    costs, works = [], []
+    costs, works, begin = [], [], 0.0
     for config, shape in samples:
-        cost, taken = works_of(family, config, recipe, shape, n_steps, device)
+        cost, taken, begin = works_of(family, config, recipe, shape, n_steps, device)      # of the last: the first one loads the compiler, too
         costs.append(cost)
         works.append(statistics.median(taken))
     product, byte, kernel = fit(costs, works)
-    return replace(machine, sgemm=sgemm_rate(device, 5), product=product, byte=byte, kernel=kernel)
+    return replace(machine, sgemm=sgemm_rate(device, 5), product=product, byte=byte, kernel=kernel, begin=begin)

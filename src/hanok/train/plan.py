@@ -46,17 +46,19 @@ class Plan:
     epochs: float                            # times that the text is read
     bits: float                              # a byte of validation text
     spread: float                            # of these, one standard deviation
+    begin: float = 0.0                       # seconds of the first update's compiling
 
     @property
     def seconds(self) -> float:
-        return self.steps * self.step_seconds
+        return self.begin + self.steps * self.step_seconds
 
     def rows(self, machine: Machine, free_disk: float) -> list[tuple[str, str]]:
         """What there is to know, in words."""
         told, data, config = self.recipe.train, self.recipe.data, config_of(self.recipe)
         per_update = f"{told.micro_batch_size} x {data.seq_len or config.max_seq_len} tokens" + (
             f" x {told.grad_accum_steps}" if told.grad_accum_steps > 1 else "")
-        time = [("time", f"{report.seconds(self.seconds)} of updates, {report.seconds(1000 * self.step_seconds)} a thousand; about "
+        compiling = f" (the first {report.seconds(self.begin)} for torch.compile)" if self.begin else ""
+        time = [("time", f"{report.seconds(self.seconds)} of updates{compiling}, {report.seconds(1000 * self.step_seconds)} a thousand; about "
                          f"{report.seconds(self.around)} of evaluations besides")] if self.step_seconds else []
         return [
             ("model", f"{self.recipe.model.family}, {config.n_layers if hasattr(config, 'n_layers') else '?'} layers of {config.d_model}, "
@@ -149,14 +151,14 @@ def plan_of(recipe: Recipe, machine: Machine, text: Text, law: Law = LAW, steps:
     cost = cost_of(family.name, config, counted(told), shape)
     step_seconds = machine.seconds(cost) if machine.sgemm else 0.0
     if steps is None:
-        by_time = told.seconds / step_seconds if told.seconds and step_seconds else math.inf
+        by_time = (told.seconds - machine.begin) / step_seconds if told.seconds and step_seconds else math.inf
         steps = max(1, int(min(told.steps, by_time)))
     per_update = shape.n_rows * shape.seq_len * told.grad_accum_steps
     n, inner = weights_of(family.name, config)
     length, tokens = text.bytes_per_token(config.vocab_size), steps * per_update
     bits = expected_bits(law, inner, tokens * length, text.n_bytes, per_update, config.vocab_size, text.zlib)
     return Plan(recipe, n, tokens, steps, step_seconds, memory(machine, cost, n, text), disk(recipe, config, text, steps),
-                tokens * length / text.n_bytes, bits, bits * law.spread)
+                tokens * length / text.n_bytes, bits, bits * law.spread, machine.begin if step_seconds else 0.0)
 
 
 class DoesNotFit(ConfigError):
