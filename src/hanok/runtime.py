@@ -70,3 +70,28 @@ def peak_memory_bytes() -> int:
     import resource
     kilo = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kilo if sys.platform == "darwin" else kilo * 1024
+
+
+def memory_bytes(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may have: the machine's, or what a container (Linux control groups, version 1 or 2) leaves it of them."""
+    allowed = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    try:
+        groups = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
+    except OSError:                                                                   # not Linux
+        groups = []
+    for _, kinds, path in groups:
+        if not kinds:
+            top, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in kinds.split(","):
+            top, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        folder = top.joinpath(*(part for part in path.split("/") if part not in ("", "..")))      # as the host sees it: it need not be here
+        for place in (folder, *folder.parents):
+            if not place.is_relative_to(top):
+                break
+            try:
+                allowed.append(int((place / name).read_text()))
+            except (OSError, ValueError):                                             # no limit here: there is no file, or it says "max"
+                continue
+    return min(allowed)

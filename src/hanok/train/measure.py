@@ -6,7 +6,6 @@ coefficients turn it into time; they are fitted to a few real updates of small m
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 import weakref
@@ -356,10 +355,10 @@ def works_of(family: Family, config: Any, recipe: TrainRecipe, shape: Shape, n_s
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of the device's memory; of a CPU, the machine's."""
+    """Bytes of the device's memory; of a CPU, what this process may have of the machine's."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return runtime.memory_bytes()
 
 
 def here(memory: int | None = None) -> Machine:
