@@ -3,6 +3,7 @@
     python benchmarks/plan.py [--families qwen3 gpt lstm] [--steps 12]           each run in a fresh process, judged at the probe's sgemm rate
     python benchmarks/plan.py --sweep [--minutes 2] [--data FILE_OR_FOLDER...]   the dial and nine runs (3 sizes x 3 rates), each with the same
                                                                                  seconds x sgemm rate; without --data the standard library
+    OMP_NUM_THREADS=1 taskset -c 1 python benchmarks/plan.py --sweep ...         the same on one core, while another does something else
 """
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ SHAPES = {"attention": ((64, 2, 8), (128, 4, 8), (256, 4, 8), (384, 6, 4), (512,
           "recurrent": ((64, 2, 16), (128, 1, 32), (256, 2, 32), (512, 2, 32), (768, 2, 16))}
 """Width, layers, rows."""
 TEXT = replace(LIBRARY, held=0.0)
-REFERENCE_RATE = 1.5e11
+REFERENCE_RATE = 7.5e10 * torch.get_num_threads()
 """FLOP/s at which a budget's seconds are seconds."""
 
 
@@ -130,6 +131,8 @@ def sweep(minutes: float, data: list[str]) -> None:
     choice = Choice(given, survey(given), here()).probed()
     normal: Machine = replace(choice.machine, sgemm=REFERENCE_RATE)
     plan = Choice(given, choice.text, normal).best(seconds)
+    rates = f"sgemm {sgemm_rate() / 1e9:.0f} GFLOP/s; a minute is one at {REFERENCE_RATE / 1e9:.0f}"
+    print(f"{torch.get_num_threads()} threads, {rates}", flush=True)
     print(f"the dial: {dict(plan.rows(normal, math.inf))}", flush=True)
     dial = trained(plan.recipe, seconds)
     print(f"{dial:.3f} bits a byte (expected {plan.bits:.3f} ± {2 * plan.spread:.3f})", flush=True)
