@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
@@ -59,12 +60,12 @@ def generated(folder: Path, n_bytes: int) -> Path:
     folder.mkdir()
     sizes = [min(n_bytes - first, 128 << 20) for first in range(0, n_bytes, 128 << 20)]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        for _ in pool.map(write, range(len(sizes)), sizes, [folder] * len(sizes)):
-            pass
+        list(pool.map(write, range(len(sizes)), sizes, repeat(folder)))               # what one of them raised is raised here
     return folder
 
 
 def write(seed: int, n_bytes: int, folder: Path) -> None:
+    """One file, whose documents follow from its number."""
     random = np.random.Generator(np.random.PCG64(5))  # the same words for every file
     letters, syllables = np.array(list("etaoinshrdlucmfwypvbgk")), np.array([chr(code) for code in range(0xAC00, 0xAC00 + 1200)])
     words = np.array(["".join(random.choice(letters, n)) for n in random.integers(2, 11, 40_000)], dtype=object)

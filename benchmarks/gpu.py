@@ -12,22 +12,15 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable
-from dataclasses import replace
-from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from common import Pair, seconds
+from common import seconds
 from hanok.contracts import Batch
-from hanok.models import catalog
 from hanok.nn.attention import attend
 from hanok.nn.masks import Causal, Documents, blocks, dense, span_of
-from hanok.train.optim import optimizers
-from hanok.train.recipe import TrainRecipe
-from hanok.train.trainer import Trainer
-
-VOCAB = 50257
+from training_step import SIDES, batch_of
 
 
 def waited(work: Callable[[], object]) -> float:
@@ -44,58 +37,27 @@ def product_rate() -> float:
 
 
 # ---- a step ----------------------------------------------------------------------------------------------------
-def our_step(batch: Batch) -> tuple[Callable[[], object], int]:
-    """hanok's trainer as it is: bf16 and compiled by itself, with clipping and the guard."""
-    model = catalog.family("gpt2").build(replace(catalog.preset("gpt2", "gpt2"), dropout=0.0, attention_dropout=0.0)).cuda().train()
-    recipe = TrainRecipe(steps=10 ** 6, optimizer="adamw", learning_rate=6e-4)
-    trainer = Trainer(model, optimizers(model, recipe), repeat(batch), recipe, vocab_size=VOCAB, device="cuda")
-    return trainer.step, sum(map(Tensor.numel, model.parameters()))
-
-
-def their_step(batch: Batch) -> tuple[Callable[[], object], int]:
-    """What `transformers`' users write on a GPU: SDPA, torch.compile, autocast, fused AdamW, clipping."""
-    import transformers
-    config = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
-    model = transformers.GPT2LMHeadModel(config).cuda().train()
-    compiled, ids = torch.compile(model), batch.token_ids.cuda()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-
-    def step() -> float:
-        with torch.autocast("cuda", torch.bfloat16):
-            loss = compiled(ids, labels=ids).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        return loss.item()
-
-    return step, sum(map(Tensor.numel, model.parameters()))
-
-
 def steps(n_pairs: int, rows: int, seq_len: int) -> None:
-    ids = torch.randint(VOCAB, (rows, seq_len + 1), generator=torch.Generator().manual_seed(0))
-    batch, peaks, made = Batch(ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous()), [], []
-    for side in (our_step, their_step):
+    """Both sides in turn, a product beside each pair; each side's peak is told over what lay there before it."""
+    batch, products = batch_of(rows, seq_len), []
+    sides: list[tuple[Callable[[], object], int]] = []
+    rates: list[list[float]] = [[], []]
+    for name, make in SIDES.items():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step, n = side(batch)
-        print(f"{side.__name__}: the first takes {waited(step):.1f} s", flush=True)
-        waited(step)
-        waited(step)
-        made.append(step)
-        peaks.append(torch.cuda.max_memory_allocated() - before)
-    pair, rates = Pair(f"GPT-2 124M, {rows} x {seq_len}, bf16", "ktokens/s"), []
+        step, n = make(batch, "cuda")
+        first = [waited(step) for _ in range(3)][0]
+        print(f"{name}: the first step takes {first:.1f} s; peak {(torch.cuda.max_memory_allocated() - before) / 2 ** 20:.0f} MiB", flush=True)
+        sides.append((step, n))
     for _ in range(n_pairs):
-        rates.append(product_rate())
-        for told, step in zip((pair.ours, pair.theirs), made):
-            told.append(rows * seq_len / 1000 / statistics.median(waited(step) for _ in range(3)))
-        pair.sgemm.append(rates[-1] / 1e9)
-        pair.foreign.append(0.0)
-    print(pair.line())
-    for name, told, peak in zip(("ours", "theirs"), (pair.ours, pair.theirs), peaks):
-        share = statistics.median(6e3 * n * rate / product for rate, product in zip(told, rates))
-        print(f"  {name}: 6N tokens/s is {share:.0%} of the bf16 product's {statistics.median(rates) / 1e12:.0f} TFLOP/s; "
-              f"peak {peak / 2 ** 20:.0f} MiB")
+        products.append(product_rate())
+        for told, (step, _) in zip(rates, sides):
+            told.append(rows * seq_len / statistics.median(waited(step) for _ in range(3)))
+    print(f"GPT-2 124M, {rows} x {seq_len}, bf16: ours {statistics.median(rates[0]) / 1000:.0f}, theirs {statistics.median(rates[1]) / 1000:.0f} "
+          f"ktokens/s, {statistics.median(a / b for a, b in zip(*rates)):.2f}x in the median of {n_pairs} pairs")
+    for name, told, (_, n) in zip(SIDES, rates, sides):
+        share = statistics.median(6 * n * rate / product for rate, product in zip(told, products))
+        print(f"  6N tokens/s, {name}: {share:.0%} of the bf16 product's {statistics.median(products) / 1e12:.0f} TFLOP/s")
 
 
 # ---- documents -------------------------------------------------------------------------------------------------
@@ -112,7 +74,7 @@ def documents(n_tokens: int, length: int) -> None:
                                                                  for kind, (time, peak) in zip(MASKS, told)), flush=True)
 
 
-MASKS = {"blocks": lambda rules, span, n: blocks(rules, span, n), "dense": lambda rules, span, n: dense(rules, span), "one": lambda *_: None}
+MASKS = {"blocks": blocks, "dense": lambda rules, span, n_rows: dense(rules, span), "one": lambda *_: None}
 
 
 def cost(numbers: Tensor, kind: str) -> tuple[float, int]:

@@ -35,23 +35,26 @@ def batch_of(rows: int, seq_len: int) -> Batch:
     return Batch(ids[:, :-1].contiguous(), targets=ids[:, 1:].contiguous())
 
 
-def our_step(batch: Batch) -> tuple[Callable[[], object], int]:
-    """hanok's trainer, with clipping and the guard as always; and N, the parameters."""
-    model = catalog.family("gpt2").build(replace(catalog.preset("gpt2", "gpt2"), dropout=0.0, attention_dropout=0.0)).train()
+def our_step(batch: Batch, device: str = "cpu") -> tuple[Callable[[], object], int]:
+    """hanok's trainer, with clipping and the guard as always; and N, the parameters. On a GPU it is compiled and in bf16 by itself."""
+    model = catalog.family("gpt2").build(replace(catalog.preset("gpt2", "gpt2"), dropout=0.0, attention_dropout=0.0)).to(device).train()
     recipe = TrainRecipe(steps=10 ** 6, optimizer="adamw", learning_rate=6e-4)
-    trainer = Trainer(model, optimizers(model, recipe), repeat(batch), recipe, vocab_size=VOCAB)
+    trainer = Trainer(model, optimizers(model, recipe), repeat(batch), recipe, vocab_size=VOCAB, device=device)
     return trainer.step, sum(p.numel() for p in model.parameters())
 
 
-def their_step(batch: Batch) -> tuple[Callable[[], object], int]:
-    """What `transformers`' users write; its loss shifts the labels itself."""
+def their_step(batch: Batch, device: str = "cpu") -> tuple[Callable[[], object], int]:
+    """What `transformers`' users write, on a GPU with torch.compile and autocast; its loss shifts the labels itself."""
     import transformers
     config = transformers.GPT2Config(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0, use_cache=False)
-    model = transformers.GPT2LMHeadModel(config).train()
+    model = transformers.GPT2LMHeadModel(config).to(device).train()
+    on_gpu, ids = device == "cuda", batch.token_ids.to(device)
+    forward = torch.compile(model) if on_gpu else model
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
 
     def step() -> float:
-        loss = model(batch.token_ids, labels=batch.token_ids).loss
+        with torch.autocast(device, torch.bfloat16, enabled=on_gpu):
+            loss = forward(ids, labels=ids).loss
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

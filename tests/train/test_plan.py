@@ -170,6 +170,7 @@ def test_what_compiling_takes_is_taken_from_the_updates(choice):
     slow = Choice({}, LIBRARY, replace(MACHINE, begin=60.0)).best(120)
     assert 118 < slow.seconds <= 120 and 0.95 * 60 < slow.steps * slow.step_seconds <= 60
     assert "the first 1 min 0 s for torch.compile" in dict(slow.rows(MACHINE, 1e12))["time"]
+    assert slow.to_dict()["compile_seconds"] == 60 and choice.best(60).to_dict()["compile_seconds"] == 0
     assert slow.bits == pytest.approx(choice.best(60).bits, rel=1e-2) and slow.recipe.train.seconds == 120
     assert Choice({}, LIBRARY, replace(MACHINE, begin=200.0)).best(120).steps >= 1    # it takes what it takes; the clock ends the run
 

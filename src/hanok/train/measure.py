@@ -347,9 +347,9 @@ def works_of(family: Family, config: Any, recipe: TrainRecipe, shape: Shape, n_s
         trainer.step()
     works, times = [], []
     for _ in range(n_steps):
-        rate, time = sgemm_rate(device, 1), timed(trainer.step, device)
-        times.append(time)
-        works.append(rate * time)
+        rate = sgemm_rate(device, 1)
+        times.append(timed(trainer.step, device))
+        works.append(rate * times[-1])
     compiling = max(0.0, first - statistics.median(times)) if isinstance(trainer.hidden, Compiled) else 0.0
     return count(family, config, recipe, shape), works, compiling
 

@@ -73,8 +73,8 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """The same for machines: seconds, bytes, bits a byte and their standard deviation."""
         return {"parameters": self.parameters, "tokens": self.tokens, "steps": self.steps, "step_seconds": self.step_seconds, "seconds": self.seconds,
-                "memory_bytes": round(self.memory), "disk_bytes": round(self.disk), "epochs": self.epochs, "bits_per_byte": self.bits,
-                "bits_per_byte_deviation": self.spread, "recipe": to_dict(self.recipe)}
+                "compile_seconds": self.begin, "memory_bytes": round(self.memory), "disk_bytes": round(self.disk), "epochs": self.epochs,
+                "bits_per_byte": self.bits, "bits_per_byte_deviation": self.spread, "recipe": to_dict(self.recipe)}
 
     @property
     def around(self) -> float:
