@@ -8,13 +8,17 @@ import logging
 import os
 import random
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
 
 logger = logging.getLogger("hanok")
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")                           # before the first product: see `deterministic`
 
 
 def environment(name: str, default: str = "") -> str:
@@ -49,6 +53,42 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed % 2 ** 32)
     torch.manual_seed(seed)
+
+
+@contextmanager
+def deterministic(device: torch.device) -> Iterator[None]:
+    """Inside, a GPU answers the same to the bit each time: gradients of embeddings and of attention are added up in one order, and kernels are chosen
+    without a stopwatch. A CPU does so by itself."""
+    import torch
+    if device.type != "cuda" or not products_are_deterministic(device):
+        yield
+        return
+    strict, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    memory: Any = torch.utils.deterministic                                           # a module with a property
+    filled, memory.fill_uninitialized_memory = memory.fill_uninitialized_memory, False
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warned)
+        memory.fill_uninitialized_memory = filled
+
+
+@cache
+def products_are_deterministic(device: torch.device) -> bool:
+    """Whether this process may ask so much of its GPU: cuBLAS was told before its first product, above. Says so where it was not."""
+    import torch
+    strict, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True)
+    try:
+        torch.ones(16, 16, device=device) @ torch.ones(16, 16, device=device)
+    except RuntimeError:
+        logger.warning("the GPU was used before hanok was imported, without CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment; "
+                       "a run that is resumed may differ in its last bits")
+        return False
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=warned)
+    return True
 
 
 def device(name: str = "auto") -> torch.device:

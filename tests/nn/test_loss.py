@@ -5,6 +5,7 @@ N tokens, D d_model, V vocabulary.
 from __future__ import annotations
 
 import weakref
+from functools import partial
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from hanok.contracts import IGNORE_INDEX
 from hanok.nn.layers import ScaledHead
-from hanok.nn.loss import chunk_tokens, token_cross_entropy
+from hanok.nn.loss import ByTiles, chunk_tokens, even_parts, for_compilers, loss_and_gradient, token_cross_entropy
 
 B, T, D, V = 3, 7, 6, 19
 
@@ -67,6 +68,43 @@ def test_smoothing_and_z_loss_are_those_of_all_logits_at_once(head, chunk_size, 
         torch.testing.assert_close(got, truth, atol=1e-5, rtol=1e-4)
     with torch.no_grad():
         torch.testing.assert_close(token_cross_entropy(hidden, targets, module, **told)[0], expected)
+
+
+@pytest.mark.parametrize("told", [loss_and_gradient, for_compilers])
+@pytest.mark.parametrize("spare", [0, 5])
+@pytest.mark.parametrize(("smoothing", "z"), [(0.0, 0.0), (0.1, 0.0), (0.0, 0.3), (0.2, 0.05)])
+def test_the_gradient_at_the_logits_is_autograds_and_nothing_at_spare_columns(told, spare, smoothing, z):
+    """Whatever stands in a spare column."""
+    torch.manual_seed(0)
+    logits, targets = (7 * torch.randn(9, V + spare)).requires_grad_(), torch.randint(V, (9,))
+    expected = whole_with_extras(logits[:, :V][None], targets[None], nn.Identity(), smoothing, z)
+    total, gradient = told(smoothing, z, targets, logits.detach().clone(), V)
+    torch.testing.assert_close(total, expected)
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0], atol=1e-5, rtol=1e-4)
+    half = told(smoothing, z, targets, logits.detach().bfloat16(), V)
+    assert half[0].dtype == torch.float32 and half[1].dtype == torch.bfloat16 and half[1].shape == logits.shape
+
+
+@pytest.mark.parametrize("biased", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_are_a_plain_matrix(biased, dtype):
+    """As a GPU takes it; this processor can, too."""
+    torch.manual_seed(0)
+    head, x, targets = nn.Linear(D, V, bias=biased), torch.randn(12, D, requires_grad=True), torch.randint(V, (12,))
+    weights = list(head.parameters())
+    expected = whole(x[None], targets[None], head)
+    way, d_x = ByTiles(head, weights, dtype), torch.empty_like(x)
+    total = sum(way.chunk(x[rows].detach(), d_x[rows], partial(loss_and_gradient, 0.0, 0.0, targets[rows])) for rows in (slice(0, 5), slice(5, 12)))
+    near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
+    torch.testing.assert_close(total, expected, **near)
+    for got, truth in zip([d_x, *way.gradients()], torch.autograd.grad(expected, [x, *weights])):
+        assert got.dtype == torch.float32
+        torch.testing.assert_close(got, truth, **near)
+
+
+@pytest.mark.parametrize(("n", "most", "size"), [(0, 4, 4), (3, 4, 3), (8, 4, 4), (9, 4, 3), (1024, 333, 256), (16384, 2670, 2341)])
+def test_parts_are_even_and_as_few_as_there_can_be(n, most, size):
+    assert even_parts(n, most) == size <= most
 
 
 def test_who_has_counted_the_targets_is_believed():
@@ -261,6 +299,10 @@ def test_scoring_holds_one_chunk_as_well():
 @pytest.mark.parametrize(("vocab_size", "expected"), [(97, 4096), (8192, 2048), (32_768, 512), (262_144, 64), (10 ** 7, 64)])
 def test_a_chunk_is_about_64_mib(vocab_size, expected):
     assert chunk_tokens(vocab_size) == expected
+
+
+def test_a_gpu_has_larger_ones():
+    assert [chunk_tokens(n, on_gpu=True) for n in (97, 50_257, 10 ** 7)] == [16384, 2670, 64]
 
 
 def test_a_matrix_on_a_cpu_takes_the_fast_product_and_sums_in_place():

@@ -5,16 +5,20 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from hanok.cli.launch import launch
-from hanok.contracts import Batch
+from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.nn.attention import attend
+from hanok.nn.loss import token_cross_entropy
 from hanok.nn.masks import Causal, Documents, Window, blocks, span_of
+from hanok.train.compiled import forget, gradient_of
 from hanok.train.distributed import Ranks, shard
 from hanok.train.optim import optimizers
 from hanok.train.recipe import TrainRecipe
@@ -27,6 +31,14 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 CONFIG = replace(CONFIG, d_head=16)          # flex attention knows no smaller heads
 RECIPE = TrainRecipe(steps=12, optimizer="adamw", learning_rate=1e-2, warmup_steps=4, compile="off", precision="fp32")
 FIXED = ["model.sizes.dropout=0.1", "train.optimizer=muon"]
+
+
+@pytest.fixture(autouse=True)
+def nothing_fails_to_compile(caplog):
+    forget()
+    with caplog.at_level(logging.WARNING, "hanok"):
+        yield
+    assert not [record.getMessage() for record in caplog.get_records("call") if "torch.compile failed" in record.getMessage()]
 
 
 def losses(recipe: TrainRecipe, device: str, documents: bool = False, cut: bool = False) -> list[float]:
@@ -68,6 +80,25 @@ def test_in_bf16_it_learns_nearly_the_same(compiled, documents):
     assert narrow[0] == pytest.approx(wide[0], rel=0.02) and narrow[-1] < narrow[0] - 1 and narrow[-1] == pytest.approx(wide[-1], rel=0.15)
 
 
+@pytest.mark.parametrize("mode", ["off", "on"])
+@pytest.mark.parametrize(("smoothing", "z"), [(0.0, 0.0), (0.2, 0.05)])
+def test_the_loss_and_its_gradients_are_those_of_a_cpu(mode, smoothing, z):
+    """An odd vocabulary, chunks of two sizes, and positions that are asked nothing."""
+    torch.manual_seed(0)
+    heads, hidden, targets = [nn.Linear(64, 301)], torch.randn(3, 50, 64), torch.randint(301, (3, 50))
+    targets[0, :7] = IGNORE_INDEX
+    heads.append(nn.Linear(64, 301).cuda())
+    heads[1].load_state_dict(heads[0].state_dict())
+    told = []
+    for head, device in zip(heads, ("cpu", "cuda")):
+        x = hidden.to(device).requires_grad_()
+        total, _ = token_cross_entropy(x, targets.to(device), head, chunk_size=60, label_smoothing=smoothing, z_loss=z,
+                                       gradient=gradient_of(head, mode, torch.device(device)))
+        told.append([total, *torch.autograd.grad(total, [x, *head.parameters()])])
+    for here, there in zip(*told):
+        torch.testing.assert_close(there.cpu(), here, atol=1e-3, rtol=1e-3)
+
+
 def test_the_causal_kernel_is_flash_attention():
     from torch.nn.attention import SDPBackend, sdpa_kernel
     q, k, v = (torch.randn(2, heads, 64, 32, device="cuda", dtype=torch.bfloat16) for heads in (4, 2, 2))
@@ -96,12 +127,14 @@ def test_blocks_answer_what_a_dense_mask_answers_and_so_do_their_gradients(more,
 
 
 def test_under_the_compiler_documents_are_blocks_and_no_square_is_held():
-    recipe, n_rows, seq_len = replace(RECIPE, precision="bf16", compile="on", steps=2), 2, 16384
-    net = model(replace(CONFIG, max_seq_len=seq_len)).cuda().train()
-    ids = torch.randint(300, (n_rows, seq_len))
-    batch = Batch(ids, targets=ids, document_ids=packed(n_rows, seq_len).cpu())
-    made = Trainer(net, optimizers(net, recipe), iter([batch] * 2), recipe, vocab_size=300, device="cuda")
-    made.step()
+    """Also where a model of other lengths was compiled before."""
+    recipe, n_rows = replace(RECIPE, precision="bf16", compile="on", steps=2), 2
+    for seq_len in (96, 16384):
+        net = model(replace(CONFIG, max_seq_len=seq_len)).cuda().train()
+        ids = torch.randint(300, (n_rows, seq_len))
+        batch = Batch(ids, targets=ids, document_ids=packed(n_rows, seq_len).cpu())
+        made = Trainer(net, optimizers(net, recipe), iter([batch] * 2), recipe, vocab_size=300, device="cuda")
+        made.step()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     made.step()
@@ -114,9 +147,10 @@ def test_compiled_with_documents_it_loses_the_same_to_the_bit_each_time():
 
 
 # ---- runs
-@pytest.mark.parametrize("compiled", ["off", "on"])
-def test_some_updates_and_the_rest_are_all_updates_to_the_bit(compiled, text, tmp_path):
-    alone, settings = Ranks(device=torch.device("cuda")), [*FIXED, f"train.compile={compiled}"]
+@pytest.mark.parametrize(("compiled", "seq_len"), [("off", 24), ("off", 300), ("on", 300)])
+def test_some_updates_and_the_rest_are_all_updates_to_the_bit(compiled, seq_len, text, tmp_path):
+    """In 300 tokens the gradients of attention's keys come from several blocks, and those of an embedding from many places."""
+    alone, settings = Ranks(device=torch.device("cuda")), [*FIXED, f"train.compile={compiled}", f"data.seq_len={seq_len}"]
     whole = do({"kind": "qwen3", "out": str(tmp_path / "whole"), "settings": settings}, text, alone)["losses"]
     first = do({"kind": "qwen3", "out": str(tmp_path / "cut"), "settings": settings, "stop": 7}, text, alone)["losses"]
     assert first + do({"out": str(tmp_path / "cut"), "resume": True}, text, alone)["losses"] == whole
@@ -136,10 +170,10 @@ def test_every_kind_loses_what_it_loses_on_a_cpu_and_speaks(kind, text, tmp_path
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "bert", "t5"])
-def test_compiled_and_in_bf16_other_families_learn_too(kind, text, tmp_path, caplog):
+def test_compiled_and_in_bf16_other_families_learn_too(kind, text, tmp_path):
     settings = ["train.steps=10", "train.compile=on"]
     told = do({"kind": kind, "out": str(tmp_path / "run"), "settings": settings}, text, Ranks(device=torch.device("cuda")))["losses"]
-    assert sum(told[-3:]) < sum(told[:3]) and not [record for record in caplog.records if "torch.compile failed" in record.message]
+    assert sum(told[-3:]) < sum(told[:3])
 
 
 # ---- NCCL

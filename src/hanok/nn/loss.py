@@ -17,76 +17,18 @@ from torch.autograd.function import once_differentiable
 from hanok.contracts import IGNORE_INDEX
 from hanok.nn import one_dnn
 
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, hidden: Tensor, targets: Tensor, index: Tensor | None, head: nn.Module, chunk_size: int, smoothing: float, z_loss: float,
-                *weights: Tensor) -> Tensor:
-        asked = hidden if index is None else hidden[index]                            # (M,D)
-        gradient_of = _by_products if _is_plain(head, asked) else _by_autograd
-        d_weights: list[Tensor | None] = [None] * len(weights)                        # the sum over the chunks; None: frozen, or none yet
-        d_asked, total = torch.empty_like(asked), hidden.new_zeros((), dtype=torch.float32)
-        for part, target, d_part in zip(asked.split(chunk_size), targets.split(chunk_size), d_asked.split(chunk_size)):
-            total += gradient_of(head, part, d_part, weights, d_weights, partial(_loss_and_gradient, target, smoothing, z_loss))
-        d_hidden = d_asked
-        if index is not None:
-            d_hidden = torch.zeros_like(hidden)
-            d_hidden[index] = d_asked
-        ctx.kept = [d_hidden, *d_weights]                                             # the only references: what is added to them is added in place
-        return total
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, *grads):
-        if not ctx.kept:
-            raise RuntimeError("the gradients of this loss were asked for a second time; they are worked out in the forward and given once")
-        kept, ctx.kept = [None if d is None else d.mul_(grads[0]) for d in ctx.kept], []
-        d_hidden, *d_weights = kept
-        return d_hidden, *[None] * 6, *d_weights
+Chunk = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""(n,W) logits, of which the first V are a vocabulary's -> their summed loss, and its gradient at all W: nothing at the others."""
+Gradient = Callable[[float, float, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""The same of any smoothing, z-loss and (n,) targets."""
+TILE = 64
+"""Rows of a head's matrix come in so many on a GPU: of any other number its tensor cores are six times slower (V = 50,257 on an H100)."""
 
 
-Chunk = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""(n,V) logits -> their summed loss and its gradient there."""
-
-
-def _by_autograd(head: nn.Module, part: Tensor, d_part: Tensor, weights: Sequence[Tensor], d_weights: list[Tensor | None], of: Chunk) -> Tensor:
-    """A chunk through any head: its loss; the gradients are written into `d_part` and added to `d_weights`."""
-    with torch.enable_grad():
-        leaf = part.detach().requires_grad_()
-        logits = head(leaf).float()
-    loss, d_logits = of(logits.detach())
-    trained = [i for i, w in enumerate(weights) if w.requires_grad]
-    d_leaf, *new = torch.autograd.grad(logits, [leaf, *(weights[i] for i in trained)], d_logits)
-    d_part.copy_(d_leaf)
-    for i, more in zip(trained, new):
-        kept = d_weights[i]
-        d_weights[i] = more if kept is None else kept.add_(more)
-    return loss
-
-
-def _by_products(head: nn.Module, part: Tensor, d_part: Tensor, weights: Sequence[Tensor], d_weights: list[Tensor | None], of: Chunk) -> Tensor:
-    """The same where the head is a matrix on a CPU: oneDNN's product, and sums over the chunks that need no room of their own."""
-    weight, bias = weights[0], weights[1] if len(weights) > 1 else None
-    loss, d_logits = of(one_dnn.linear(part, weight.detach(), bias))
-    torch.mm(d_logits, weight, out=d_part)
-    if weight.requires_grad:
-        kept = d_weights[0]
-        d_weights[0] = d_logits.t() @ part if kept is None else kept.addmm_(d_logits.t(), part)
-    if bias is not None and bias.requires_grad:
-        kept = d_weights[1]
-        d_weights[1] = d_logits.sum(0) if kept is None else kept.add_(d_logits.sum(0))
-    return loss
-
-
-def _is_plain(head: nn.Module, x: Tensor) -> bool:
-    """Whether the head is one linear map in fp32 on a CPU that nobody listens to."""
-    return (type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks and x.dtype == torch.float32
-            and one_dnn.serves(head.weight) and not torch.is_autocast_enabled(x.device.type))
-
-
-def _loss_and_gradient(targets: Tensor, smoothing: float, z_loss: float, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """The summed loss of (n,V) logits and its gradient there: p (1 + 2 z log Z) - (1-s) onehot - s/V."""
-    log_p, index, even = logits.log_softmax(-1), targets[:, None], smoothing / logits.size(-1)
+def loss_and_gradient(smoothing: float, z_loss: float, targets: Tensor, logits: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """The summed loss of (n,V) logits and its gradient there: p (1 + 2 z log Z) - (1-s) onehot - s/V. Spare columns get nothing."""
+    log_p = logits[:, :n_classes].log_softmax(-1, dtype=torch.float32)
+    index, even, spare = targets[:, None], smoothing / n_classes, logits.size(-1) - n_classes
     chosen = log_p.gather(1, index)                                                   # (n,1)
     total = (smoothing - 1) * chosen.sum()
     if smoothing:
@@ -98,21 +40,155 @@ def _loss_and_gradient(targets: Tensor, smoothing: float, z_loss: float, logits:
         gradient *= 1 + 2 * z_loss * log_z
     if smoothing:
         gradient -= even
-    return total, gradient.scatter_add_(1, index, torch.full_like(chosen, smoothing - 1))
+    gradient = gradient.scatter_add_(1, index, torch.full_like(chosen, smoothing - 1)).to(logits.dtype)
+    return total, F.pad(gradient, (0, spare)) if spare else gradient
 
 
-def chunk_tokens(vocab_size: int) -> int:
-    """Tokens whose logits take about 64 MiB in fp32."""
-    return max(64, min(4096, 2 ** 24 // vocab_size))
+def for_compilers(smoothing: float, z_loss: float, targets: Tensor, logits: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
+    """What `loss_and_gradient` answers, said so that a compiler makes two passes of it: one over the logits for their sum, one for the gradient."""
+    columns = torch.arange(logits.size(-1), device=logits.device)
+    real, even = columns < n_classes, smoothing / n_classes
+    x = logits.float().masked_fill(~real, float("-inf"))
+    log_z = x.logsumexp(-1, keepdim=True)                                             # (n,1)
+    total = (smoothing - 1) * (x.gather(1, targets[:, None]) - log_z).sum()
+    gradient = (x - log_z).exp()
+    if smoothing:
+        total = total - even * (x - log_z).masked_fill(~real, 0.0).sum()
+    if z_loss:
+        total = total + z_loss * log_z.square().sum()
+        gradient = gradient * (1 + 2 * z_loss * log_z)
+    gradient = gradient + (columns == targets[:, None]) * (smoothing - 1)
+    return total, (gradient - even * real if smoothing else gradient).to(logits.dtype)
+
+
+# ---- the ways through a head -------------------------------------------------------------------------------------
+class ByAutograd:
+    """Any head."""
+
+    def __init__(self, head: nn.Module, weights: Sequence[Tensor]):
+        self.head, self.weights = head, weights
+        self.sums: list[Tensor | None] = [None] * len(weights)                        # of the chunks' gradients; None: frozen, or none yet
+
+    def chunk(self, part: Tensor, d_part: Tensor, of: Chunk) -> Tensor:
+        """(n,D) hidden vectors -> their loss. The gradient there is written into `d_part`, that of the head is added up."""
+        with torch.enable_grad():
+            leaf = part.detach().requires_grad_()
+            logits = self.head(leaf)
+        loss, d_logits = of(logits.detach(), logits.size(-1))
+        trained = [i for i, w in enumerate(self.weights) if w.requires_grad]
+        d_leaf, *new = torch.autograd.grad(logits, [leaf, *(self.weights[i] for i in trained)], d_logits)
+        d_part.copy_(d_leaf)
+        for i, more in zip(trained, new):
+            self.add(i, more)
+        return loss
+
+    def add(self, i: int, more: Tensor) -> None:
+        kept = self.sums[i]
+        self.sums[i] = more if kept is None else kept.add_(more)
+
+    def gradients(self) -> list[Tensor | None]:
+        """Of each weight, in its own type."""
+        return self.sums
+
+
+class ByProducts(ByAutograd):
+    """A matrix on a CPU: oneDNN's product, and sums over the chunks that need no room of their own."""
+
+    def chunk(self, part, d_part, of):
+        weight, bias = self.weights[0], self.weights[1] if len(self.weights) > 1 else None
+        loss, d_logits = of(one_dnn.linear(part, weight.detach(), bias), len(weight))
+        torch.mm(d_logits, weight, out=d_part)
+        if weight.requires_grad:
+            kept = self.sums[0]
+            self.sums[0] = d_logits.t() @ part if kept is None else kept.addmm_(d_logits.t(), part)
+        if bias is not None and bias.requires_grad:
+            self.add(1, d_logits.sum(0))
+        return loss
+
+
+class ByTiles(ByAutograd):
+    """A matrix on a GPU, in the products' own type, with empty rows up to a whole number of tiles; sums are in fp32."""
+
+    def __init__(self, head: nn.Module, weights: Sequence[Tensor], dtype: torch.dtype):
+        super().__init__(head, weights)
+        spare = -len(weights[0]) % TILE
+        self.weight = F.pad(weights[0].detach().to(dtype), (0, 0, 0, spare))
+        self.bias = F.pad(weights[1].detach().to(dtype), (0, spare)) if len(weights) > 1 else None
+
+    def chunk(self, part, d_part, of):
+        x = part.to(self.weight.dtype)
+        loss, d_logits = of(F.linear(x, self.weight, self.bias), len(self.weights[0]))
+        d_part.copy_(d_logits @ self.weight)
+        if self.weights[0].requires_grad:
+            self.add(0, d_logits.t() @ x)
+        if self.bias is not None and self.weights[1].requires_grad:
+            self.add(1, d_logits.sum(0, dtype=torch.float32))
+        return loss
+
+    def add(self, i, more):
+        kept = self.sums[i]
+        self.sums[i] = more.float() if kept is None else kept.add_(more)
+
+    def gradients(self):
+        return [None if kept is None else kept[:len(w)].to(w.dtype) for kept, w in zip(self.sums, self.weights)]
+
+
+def way_through(head: nn.Module, x: Tensor, weights: Sequence[Tensor]) -> ByAutograd:
+    """The fastest: a matrix that nobody listens to needs no graph."""
+    if type(head) is nn.Linear and not head._forward_hooks and not head._forward_pre_hooks:
+        mixed = torch.is_autocast_enabled(x.device.type)
+        if x.dtype == torch.float32 and one_dnn.serves(head.weight) and not mixed:
+            return ByProducts(head, weights)
+        if x.is_cuda and type(head.weight) is nn.Parameter:                           # and not a part of one
+            return ByTiles(head, weights, torch.get_autocast_dtype("cuda") if mixed else x.dtype)
+    return ByAutograd(head, weights)
+
+
+# ---- the loss --------------------------------------------------------------------------------------------------
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, hidden: Tensor, targets: Tensor, index: Tensor | None, head: nn.Module, chunk_size: int,
+                of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]], *weights: Tensor) -> Tensor:
+        asked = hidden if index is None else hidden[index]                            # (M,D)
+        through = way_through(head, asked, weights)
+        d_asked, total = torch.empty_like(asked), hidden.new_zeros((), dtype=torch.float32)
+        size = even_parts(len(asked), chunk_size)
+        for part, target, d_part in zip(asked.split(size), targets.split(size), d_asked.split(size)):
+            total += through.chunk(part, d_part, partial(of, target.clone()))         # a compiler would ask where in its storage a view begins
+        d_hidden = d_asked
+        if index is not None:
+            d_hidden = torch.zeros_like(hidden)
+            d_hidden[index] = d_asked
+        ctx.kept = [d_hidden, *through.gradients()]                                   # the only references: what is added to them is added in place
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):
+        if not ctx.kept:
+            raise RuntimeError("the gradients of this loss were asked for a second time; they are worked out in the forward and given once")
+        kept, ctx.kept = [None if d is None else d.mul_(grads[0]) for d in ctx.kept], []
+        d_hidden, *d_weights = kept
+        return d_hidden, *[None] * 5, *d_weights
+
+
+def chunk_tokens(vocab_size: int, on_gpu: bool = False) -> int:
+    """Tokens whose logits take about 64 MiB in fp32; on a GPU, which starts a kernel as slowly for few numbers as for many, 256 MiB in bf16."""
+    return max(64, min(16384, 2 ** 27 // vocab_size)) if on_gpu else max(64, min(4096, 2 ** 24 // vocab_size))
+
+
+def even_parts(n: int, most: int) -> int:
+    """The size of equal parts of n, as few as can be: a small last one takes nearly as long as a full one, and is one shape more to compile for."""
+    return -(-n // -(-n // most)) if n else most
 
 
 def token_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, *, chunk_size: int = 1024, label_smoothing: float = 0.0,
-                        z_loss: float = 0.0, n_targets: int | None = None) -> tuple[Tensor, int]:
+                        z_loss: float = 0.0, n_targets: int | None = None, gradient: Gradient = loss_and_gradient) -> tuple[Tensor, int]:
     """Summed loss (nats) of the targets that are not IGNORE_INDEX, and their number: (B,T,D), (B,T) -> scalar, n.
 
     The sum and not the mean, so that micro-batches and ranks add up to what one batch would have given. `label_smoothing` spreads that share of each
     target over the vocabulary (arXiv:1512.00567, 7); `z_loss` times (log Z)^2 is added (PaLM, arXiv:2204.02311, 5). Who has counted the targets
-    already says so (`n_targets`), and nothing waits for a device.
+    already says so (`n_targets`), and nothing waits for a device. `gradient` is what stands for `loss_and_gradient`: `for_compilers`, compiled.
     """
     flat, wanted = hidden.flatten(0, -2), targets.flatten()
     is_asked = wanted != IGNORE_INDEX
@@ -122,7 +198,7 @@ def token_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, *, chu
         wanted = wanted[index]
     weights = list(head.parameters())
     if torch.is_grad_enabled() and (hidden.requires_grad or any(w.requires_grad for w in weights)):
-        return _ChunkedCrossEntropy.apply(flat, wanted, index, head, chunk_size, label_smoothing, z_loss, *weights), n
+        return _ChunkedCrossEntropy.apply(flat, wanted, index, head, chunk_size, partial(gradient, label_smoothing, z_loss), *weights), n
     total = hidden.new_zeros((), dtype=torch.float32)
     for part, target in zip((flat if index is None else flat[index]).split(chunk_size), wanted.split(chunk_size)):
         logits = head(part).float()

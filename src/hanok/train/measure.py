@@ -27,7 +27,7 @@ from hanok.data.objectives import Rows, apart, causal
 from hanok.models.family import Family
 from hanok.nn.loss import chunk_tokens, token_cross_entropy
 from hanok.train.carry import Carry, carries
-from hanok.train.compiled import Compiled
+from hanok.train.compiled import Compiled, forget
 from hanok.train.muon import Muon
 from hanok.train.optim import optimizers
 from hanok.train.recipe import TrainRecipe
@@ -279,9 +279,9 @@ class Machine:
         return (self.product * cost.flops + self.byte * cost.moved + self.kernel * cost.kernels) / self.sgemm
 
 
-USUAL = (0.89, 6.15, 1.07e6)
-"""Product, byte, kernel: the best for 39 models of qwen3, gpt and lstm together on a 2-core AMD EPYC with AVX-512 (docs/log.md). A probe begins from
-them."""
+USUAL = {"cpu": (0.89, 6.15, 1.07e6), "cuda": (0.07, 0.5, 4.5e8)}
+"""Product, byte, kernel: the best for 39 models of qwen3, gpt and lstm together on a 2-core AMD EPYC with AVX-512; near those of three qwen3 on an
+H100 in bf16 (docs/log.md). A probe begins from them."""
 TRUST = 0.02
 """How much a coefficient's distance from the usual one weighs beside an update's: squares of logarithms."""
 
@@ -302,11 +302,11 @@ def timed(work: Callable[[], object], device: torch.device | str = "cpu") -> flo
     return time.perf_counter() - begin
 
 
-def fit(costs: Sequence[Cost], works: Sequence[float]) -> tuple[float, float, float]:
+def fit(costs: Sequence[Cost], works: Sequence[float], device: str = "cpu") -> tuple[float, float, float]:
     """Coefficients under which `costs` are `works` (seconds times the reference's FLOP/s at that moment), near the usual ones where these leave it
     open: least squares of logarithms, by Gauss and Newton."""
     table = np.array([(cost.flops, cost.moved, cost.kernels) for cost in costs])
-    usual = np.log(USUAL)
+    usual = np.log(USUAL[device])
     told, weight = usual.copy(), math.sqrt(TRUST)
     for _ in range(50):
         parts = table * np.exp(told)
@@ -350,7 +350,10 @@ def works_of(family: Family, config: Any, recipe: TrainRecipe, shape: Shape, n_s
         rate = sgemm_rate(device, 1)
         times.append(timed(trainer.step, device))
         works.append(rate * times[-1])
-    compiling = max(0.0, first - statistics.median(times)) if isinstance(trainer.hidden, Compiled) else 0.0
+    compiling = 0.0
+    if isinstance(trainer.hidden, Compiled):
+        compiling = max(0.0, first - statistics.median(times))
+        forget()
     return count(family, config, recipe, shape), works, compiling
 
 
@@ -364,7 +367,7 @@ def memory_of(device: torch.device) -> int:
 def here(memory: int | None = None) -> Machine:
     """This machine unprobed: its memory, and the usual coefficients."""
     device = runtime.device()
-    return Machine(0.0, *USUAL, memory or memory_of(device), device.type, runtime.peak_memory_bytes())
+    return Machine(0.0, *USUAL[device.type], memory or memory_of(device), device.type, runtime.peak_memory_bytes())
 
 
 def probe(family: Family, samples: Sequence[tuple[Any, Shape]], recipe: TrainRecipe, *, memory: int | None = None, n_steps: int = 3) -> Machine:
@@ -375,5 +378,5 @@ def probe(family: Family, samples: Sequence[tuple[Any, Shape]], recipe: TrainRec
         cost, taken, begin = works_of(family, config, recipe, shape, n_steps, device)      # of the last: the first one loads the compiler, too
         costs.append(cost)
         works.append(statistics.median(taken))
-    product, byte, kernel = fit(costs, works)
+    product, byte, kernel = fit(costs, works, device.type)
     return replace(machine, sgemm=sgemm_rate(device, 5), product=product, byte=byte, kernel=kernel, begin=begin)

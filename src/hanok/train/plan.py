@@ -111,11 +111,23 @@ LEAST_BYTES = 12
 STARTED, FRAGMENTS, TEXTS = 110e6, 1.18, 1.3
 """Bytes that kernels' code and buffers take at the first update; what lies idle between live tensors; Python's text for each byte of a file."""
 
+CONTEXT, GPU_FRAGMENTS = 600e6, 1.06
+"""The same two of an H100."""
 
-def memory(machine: Machine, cost: Cost, n_weights: int, text: Text) -> float:
-    """The largest resident memory of the run's process; on a GPU, of the device."""
+
+def memory(machine: Machine, cost: Cost, n_weights: int, text: Text, logits: int, in_bf16: bool = False) -> float:
+    """The largest resident memory of the run's process; on a GPU, of the device, where a chunk of the loss has so many `logits`. What is alive beside
+    weights, gradients and optimizer is half as large in bf16, as it was on the H100."""
+    if machine.device == "cuda":
+        standing = LEAST_BYTES * n_weights
+        return CONTEXT + GPU_FRAGMENTS * (standing + max(0.0, cost.peak - standing) / (2 if in_bf16 else 1) + (4 if in_bf16 else 8) * logits)
     tensors = FRAGMENTS * cost.peak + 4 * n_weights                                   # gradients come and go between others
-    return STARTED + tensors + (0 if machine.device == "cuda" else machine.resident + TEXTS * text.held)
+    return STARTED + tensors + machine.resident + TEXTS * text.held
+
+
+def logits_of(shape: Shape, vocab_size: int) -> int:
+    """Of a chunk on a GPU."""
+    return min(shape.n_rows * shape.seq_len, chunk_tokens(vocab_size, on_gpu=True)) * vocab_size
 
 
 def disk(recipe: Recipe, config: Any, text: Text, steps: int) -> float:
@@ -157,7 +169,9 @@ def plan_of(recipe: Recipe, machine: Machine, text: Text, law: Law = LAW, steps:
     n, inner = weights_of(family.name, config)
     length, tokens = text.bytes_per_token(config.vocab_size), steps * per_update
     bits = expected_bits(law, inner, tokens * length, text.n_bytes, per_update, config.vocab_size, text.zlib)
-    return Plan(recipe, n, tokens, steps, step_seconds, memory(machine, cost, n, text), disk(recipe, config, text, steps),
+    in_bf16 = told.precision == "bf16" or told.precision == "auto" and not is_recurrent(family.name)
+    held = memory(machine, cost, n, text, logits_of(shape, config.vocab_size), in_bf16)
+    return Plan(recipe, n, tokens, steps, step_seconds, held, disk(recipe, config, text, steps),
                 tokens * length / text.n_bytes, bits, bits * law.spread, machine.begin if step_seconds else 0.0)
 
 
@@ -252,7 +266,8 @@ def roughly_fits(recipe: Recipe, machine: Machine, text: Text, free_disk: float)
     numbers = sum(part.in_features + part.out_features for part in model.modules() if isinstance(part, nn.Linear))
     numbers += sum(part.num_layers * 20 * part.hidden_size for part in model.modules() if isinstance(part, nn.RNNBase))
     alive = Cost(peak=4.0 * (6 * n + 3 * tokens * numbers + 4 * min(tokens, chunk_tokens(config.vocab_size)) * config.vocab_size))
-    return memory(machine, alive, n, text) <= machine.memory and disk(recipe, config, text, recipe.train.steps) <= free_disk
+    held = memory(machine, alive, n, text, logits_of(shape, config.vocab_size))
+    return held <= machine.memory and disk(recipe, config, text, recipe.train.steps) <= free_disk
 
 
 def free_at(path: Path) -> int:

@@ -18,9 +18,10 @@ from hanok.contracts import IGNORE_INDEX, Batch
 from hanok.errors import DataError
 from hanok.nn.loss import chunk_tokens, token_cross_entropy
 from hanok.nn.recurrent import GRUCell, LSTMCell
+from hanok.runtime import deterministic
 from hanok.train import snapshot
 from hanok.train.carry import Carry
-from hanok.train.compiled import Compiled, Hidden, hidden_of
+from hanok.train.compiled import Compiled, Hidden, gradient_of, hidden_of
 from hanok.train.distributed import ALONE, Ranks, is_sharded, local
 from hanok.train.ema import Average
 from hanok.train.guard import DivergedError, Guard
@@ -56,11 +57,12 @@ class Trainer:
         self.model: Any = model
         self.optimizers, self.batches, self.recipe, self.device = list(optimizers), batches, recipe, torch.device(device)
         self.hidden = hidden or hidden_of(model, recipe.compile, self.device)
+        self.gradient = gradient_of(model, recipe.compile, self.device)
         self.parameters = list(model.parameters())                                    # asking a model takes as long as a small matrix product
         self.average = Average(model, recipe.ema_decay) if recipe.ema_decay else None
         self.guard, self.ranks, self.sharded = Guard(recipe), ranks, is_sharded(self.parameters)
         self.in_bf16 = precision(recipe.precision, model, self.device) == "bf16"
-        self.chunk_size = chunk_tokens(vocab_size)
+        self.chunk_size = chunk_tokens(vocab_size, on_gpu=self.device.type == "cuda")
         self.n_steps, self.n_tokens, self.seconds = 0, 0, 0.0
         self.shares: list[float] = []                    # of the peak rates, an update, where the clock decides: nothing else can tell them again
 
@@ -89,9 +91,10 @@ class Trainer:
         if not n_targets:
             raise DataError(f"the batches of step {self.n_steps + 1} ask for nothing; give documents of more than one token")
         try:
-            loss, norm = self.accumulate(micro_batches, counts, n_targets, before)
-            self.guard.check(self.n_steps + 1, loss, norm, place)
-            self.update(now, norm)
+            with deterministic(self.device):
+                loss, norm = self.accumulate(micro_batches, counts, n_targets, before)
+                self.guard.check(self.n_steps + 1, loss, norm, place)
+                self.update(now, norm)
             if self.recipe.seconds:
                 self.shares.append(now)
         except DivergedError:
@@ -141,7 +144,7 @@ class Trainer:
             batch = batch.to(self.device)
             with self.autocast():
                 loss, _ = token_cross_entropy(self.hidden(batch), targets_of(batch), self.model.head, chunk_size=self.chunk_size, n_targets=count,
-                                              label_smoothing=self.recipe.label_smoothing, z_loss=self.recipe.z_loss)
+                                              label_smoothing=self.recipe.label_smoothing, z_loss=self.recipe.z_loss, gradient=self.gradient)
             loss = loss / n_targets
             loss.backward()
             told[0] += loss.detach()
