@@ -10,7 +10,8 @@ import torch
 
 from hanok.contracts import Batch
 from hanok.errors import RequestError
-from hanok.train.compiled import Compiled, hidden_of
+from hanok.nn.loss import for_compilers, loss_and_gradient
+from hanok.train.compiled import Compiled, fix_sizes, gradient_of, hidden_of
 from hanok.train.optim import optimizers
 from hanok.train.recipe import TrainRecipe
 from hanok.train.trainer import Trainer
@@ -34,6 +35,32 @@ def test_auto_compiles_on_a_gpu_and_nowhere_else():
     assert hidden_of(net, "auto", torch.device("cpu")) == net.hidden == hidden_of(net, "off", torch.device("cuda"))
     for told in (("on", "cpu"), ("auto", "cuda")):
         assert isinstance(hidden_of(net, told[0], torch.device(told[1])), Compiled)
+
+
+def test_the_losss_gradient_is_compiled_beside_a_model_on_a_gpu():
+    net, cuda = model(), torch.device("cuda")
+    assert gradient_of(net, "on", torch.device("cpu")) is gradient_of(net, "off", cuda) is loss_and_gradient
+    made = gradient_of(net, "auto", cuda)
+    assert isinstance(made, Compiled) and (made.told, made.plain) == (for_compilers, loss_and_gradient)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_packed_rows_are_compiled_for_their_own_length_whatever_came_before(packed):
+    variable: list[bool] = []                            # for each time that it was compiled
+
+    def backend(graph, inputs):
+        variable.append(any(isinstance(part, torch.SymInt) for part in inputs))
+        return graph.forward
+
+    torch._dynamo.reset()
+    fast = torch.compile(lambda batch: 2 * batch.token_ids + batch.document_ids.sum(), backend=backend)
+    for n in (4, 8, 16, 8):
+        ids = torch.arange(2 * n).view(2, n)
+        batch = Batch(ids, document_ids=ids.clone())
+        if packed:
+            fix_sizes(batch)
+        assert torch.equal(fast(batch), 2 * ids + ids.sum())
+    assert variable == ([False] * 3 if packed else [False, True])
 
 
 @pytest.mark.conformance                                                             # half a minute
@@ -89,6 +116,15 @@ def test_a_backward_pass_that_fails_falls_back_too(caplog):
     assert line == "torch.compile failed (no compiler); training goes on without it"
     plain = made(False)
     assert numbers == [[(step := plain.step()).loss, step.grad_norm] for _ in range(3)]
+
+
+def test_what_stands_for_a_function_falls_back_to_it():
+    def fails(x: int) -> int:
+        raise RuntimeError("no compiler")
+
+    made = Compiled(fails, abs)
+    made.fast = fails
+    assert (made(-3), made(-4), made.fast) == (3, 4, abs)
 
 
 def test_a_mistake_of_the_models_own_comes_through():

@@ -146,6 +146,19 @@ def test_compiled_with_documents_it_loses_the_same_to_the_bit_each_time():
     assert losses(recipe, "cuda", documents=True) == losses(recipe, "cuda", documents=True)
 
 
+def test_an_update_is_deterministic_and_nothing_else_is():
+    seen = []
+    net = model(CONFIG).cuda().train()
+    batch = Batch(torch.randint(300, (2, 8)), targets=torch.randint(300, (2, 8)))
+
+    def hidden(batch: Batch) -> torch.Tensor:
+        seen.append(torch.are_deterministic_algorithms_enabled())
+        return net.hidden(batch)
+
+    Trainer(net, optimizers(net, RECIPE), iter([batch]), RECIPE, vocab_size=300, device="cuda", hidden=hidden).step()
+    assert seen == [True] and not torch.are_deterministic_algorithms_enabled()
+
+
 # ---- runs
 @pytest.mark.parametrize(("compiled", "seq_len"), [("off", 24), ("off", 300), ("on", 300)])
 def test_some_updates_and_the_rest_are_all_updates_to_the_bit(compiled, seq_len, text, tmp_path):
