@@ -82,9 +82,11 @@ def products_are_deterministic(device: torch.device) -> bool:
     torch.use_deterministic_algorithms(True)
     try:
         torch.ones(16, 16, device=device) @ torch.ones(16, 16, device=device)
-    except RuntimeError:
-        logger.warning("the GPU was used before hanok was imported, without CUBLAS_WORKSPACE_CONFIG=:4096:8 in the environment; "
-                       "a run that is resumed may differ in its last bits")
+    except RuntimeError as error:
+        if "CUBLAS_WORKSPACE_CONFIG" not in str(error):
+            raise
+        logger.warning("CUBLAS_WORKSPACE_CONFIG is %s, or was not set when the GPU was first used; a resumed run may differ in its last bits: "
+                       "set it to :4096:8, or import hanok first", environment("CUBLAS_WORKSPACE_CONFIG"))
         return False
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=warned)

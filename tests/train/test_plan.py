@@ -25,7 +25,7 @@ from hanok.train.dial import Choice
 from hanok.train.expected import LAW, LIBRARY, Text, expected_bits, is_recurrent, new_bytes, survey, unread
 from hanok.train.measure import Cost, Machine, Shape, Tally, count, count_one, fit, probe, run_on_meta
 from hanok.train.optim import optimizers
-from hanok.train.plan import DoesNotFit, check, config_of, needs, plan_of, weights_of
+from hanok.train.plan import CONTEXT, DoesNotFit, check, config_of, loss_bytes, memory, needs, plan_of, sizes_of, weights_of
 from hanok.train.recipe import DataRecipe, ModelRecipe, Recipe, TokenizerRecipe, TrainRecipe
 from hanok.train.trainer import Trainer
 from tiny import write_prose
@@ -96,6 +96,33 @@ def test_a_recurrence_by_steps_starts_kernels_for_each():
 def test_batches_that_mix_documents_are_as_many_as_documents_are_short():
     assert Shape(8, 64).mixed == 0 and Shape(8, 64, 64.0).mixed == 1 and Shape(8, 64, 64.0, separate=False).mixed == 0
     assert Shape(8, 64, 6400.0).mixed == pytest.approx(1 - 0.99 ** 8)
+
+
+# ---- a GPU's memory
+GPU = replace(MACHINE, device="cuda", memory=80 << 30)
+
+
+@pytest.mark.parametrize(("width", "layers", "rows", "vocab_size", "held"), [(256, 4, 32, 4096, 711e6), (768, 12, 32, 4096, 4442e6),
+                                                                            (512, 8, 64, 16384, 3563e6)])
+def test_an_h100_held_about_what_a_plan_says(width, layers, rows, vocab_size, held):
+    """Reserved for tensors, measured on 2026-11-28 (docs/log.md); in bf16, compiled, with Muon."""
+    family = catalog.family("qwen3")
+    sizes = {**to_dict(family.presets["tiny"]), **sizes_of(family, width, layers), "vocab_size": vocab_size, "max_seq_len": 256}
+    shape, config = Shape(rows, 256), from_dict(family.config, sizes)
+    cost = count(family, config, TrainRecipe(), shape)
+    told = memory(GPU, cost, 0, LIBRARY, loss_bytes(shape, vocab_size, compiled=True, in_bf16=True), in_bf16=True) - CONTEXT
+    assert told == pytest.approx(held, rel=0.2)
+
+
+def test_what_changes_a_gpus_memory():
+    def bytes_of(*settings: str, family: str = "gpt2") -> float:
+        return plan_of(from_dict(Recipe, override(to_dict(Recipe(ModelRecipe(family))), settings), "recipe"), GPU, LIBRARY).memory - CONTEXT
+
+    plain = bytes_of("train.precision=bf16")
+    assert bytes_of("train.precision=fp32") > 1.3 * plain and bytes_of("train.precision=bf16", "train.compile=off") > plain
+    n = weights_of("gpt2", config_of(Recipe(ModelRecipe("gpt2")), LIBRARY.vocab_size))[0]
+    averaged = bytes_of("train.precision=bf16", "train.ema_decay=0.9") - plain
+    assert averaged == pytest.approx(1.06 * 4 * n, rel=0.01)                          # in fp32, whatever products are made in
 
 
 # ---- fitting

@@ -28,6 +28,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | Blocks | None = None,
             from torch.nn.attention.flex_attention import flex_attention
             return flex_attention(q.to(v.dtype), k.to(v.dtype), v, block_mask=mask.block_mask, scale=scale, enable_gqa=grouped)
         mask = mask.dense()
+    if grouped and mask is not None and q.is_cuda:       # no fast kernel there takes groups and a mask, which add in a fixed order as well
+        k, v = (part.repeat_interleave(q.size(1) // part.size(1), 1) for part in (k, v))
+        grouped = False
     return F.scaled_dot_product_attention(q, k, v, mask, dropout_p=dropout, is_causal=is_causal, scale=scale, enable_gqa=grouped)
 
 

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import fields
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -37,7 +39,7 @@ def gradient_of(model: Any, mode: Mode, device: torch.device) -> Gradient:
 
 class Compiled:
     """A compiled function that becomes the plain one, and says so once, where compilation fails. `told` is what is compiled, where it is another
-    function that answers the same."""
+    function that answers the same. The compiler's warnings about its own code are silenced in this process."""
 
     def __init__(self, told: Callable[..., Any], plain: Callable[..., Any] | None = None):
         self.told, self.plain = told, plain or told
@@ -46,8 +48,7 @@ class Compiled:
     def __call__(self, *args: Any) -> Any:
         try:
             if self.fast is None:
-                warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch)")     # of a compiler about its own code
-                self.fast = torch.compile(self.told)
+                self.fast = compiled(self.told)
             for arg in args:
                 if isinstance(arg, Batch):
                     fix_sizes(arg)
@@ -69,14 +70,40 @@ class Compiled:
         return True
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """By torch's own compiler, to kernels that are chosen without a stopwatch and add in a fixed order, where this torch can be asked for that."""
+    import torch._inductor.config as inductor
+    warnings.filterwarnings("ignore", module=r"torch\._(dynamo|inductor|functorch)")
+    keep_embeddings_whole()
+    return torch.compile(function, options={"deterministic": True} if hasattr(inductor, "deterministic") else None)
+
+
+@cache
+def keep_embeddings_whole() -> None:
+    """The compiler leaves an embedding's gradient to torch's own kernel, as it does on Intel's GPUs. Its own adds by atomics, in any order; asked for
+    a fixed one, it adds all places of a token one after the other, which for T5's few relative positions are a hundred thousand."""
+    gradient = torch.ops.aten.embedding_dense_backward
+    try:
+        from torch._inductor import decomposition, lowering
+        for op in (gradient, gradient.default):
+            decomposition.decompositions.pop(op, None)
+        decomposition.fast_random_decomps.cache_clear()  # made of them
+        if gradient.default not in lowering.fallbacks:
+            lowering.make_fallback(gradient, warn=False)
+    except (ImportError, AttributeError, AssertionError):                             # another torch: as it chooses
+        return
+
+
 def fix_sizes(batch: Batch) -> None:
     """Packed rows are of one length in all batches. Another one, of a model that was compiled before, is no reason to compile for any length: that is
     slower, and flex attention's blocks (torch 2.11) fail under it."""
     if batch.document_ids is not None:
-        for tensor in (batch.token_ids, batch.document_ids, *(part for part in (batch.positions, batch.targets) if part is not None)):
-            torch._dynamo.mark_static(tensor)
+        for field in fields(batch):
+            if (tensor := getattr(batch, field.name)) is not None:
+                torch._dynamo.mark_static(tensor)
 
 
 def forget() -> None:
-    """All that was compiled: what comes then is compiled for its own sizes, and no limit of the compiler's has been reached."""
+    """All that was compiled in this process: what comes is compiled for its own sizes, and no limit of the compiler's, beyond which it silently does
+    nothing, has been reached."""
     torch.compiler.reset()

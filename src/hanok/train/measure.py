@@ -27,7 +27,6 @@ from hanok.data.objectives import Rows, apart, causal
 from hanok.models.family import Family
 from hanok.nn.loss import chunk_tokens, token_cross_entropy
 from hanok.train.carry import Carry, carries
-from hanok.train.compiled import Compiled, forget
 from hanok.train.muon import Muon
 from hanok.train.optim import optimizers
 from hanok.train.recipe import TrainRecipe
@@ -50,13 +49,15 @@ class Cost:
     moved: float = 0.0                       # bytes that kernels read and write
     kernels: float = 0.0                     # started
     peak: float = 0.0                        # bytes alive at the worst moment: weights, gradients, optimizer's state, activations, logits
+    standing: float = 0.0                    # those of the first three, and of averaged weights, which are fp32 whatever products are made in
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.flops + other.flops, self.moved + other.moved, self.kernels + other.kernels, max(self.peak, other.peak))
+        return Cost(self.flops + other.flops, self.moved + other.moved, self.kernels + other.kernels, max(self.peak, other.peak),
+                    max(self.standing, other.standing))
 
     def __mul__(self, times: float) -> Cost:
         """So much of it; what is alive at once stays."""
-        return Cost(self.flops * times, self.moved * times, self.kernels * times, self.peak)
+        return replace(self, flops=self.flops * times, moved=self.moved * times, kernels=self.kernels * times)
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,7 @@ def run_on_meta(model: Any, family: Family, config: Any, recipe: TrainRecipe, sh
                 tally.moved += 7 * 4 * sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     tally.moved += 4 * n_weights * (1 + 3 * bool(recipe.ema_decay))                   # the gradients' norm, and the averaged weights
     standing = state_bytes(made) + 4 * n_weights * (1 + bool(recipe.ema_decay))
-    return Cost(tally.flops, tally.moved, tally.kernels + len(parameters) ** 0.5, peak + standing)
+    return Cost(tally.flops, tally.moved, tally.kernels + len(parameters) ** 0.5, peak + standing, standing + 4 * n_weights)
 
 
 def state_bytes(made: Sequence[torch.optim.Optimizer]) -> int:
@@ -350,10 +351,7 @@ def works_of(family: Family, config: Any, recipe: TrainRecipe, shape: Shape, n_s
         rate = sgemm_rate(device, 1)
         times.append(timed(trainer.step, device))
         works.append(rate * times[-1])
-    compiling = 0.0
-    if isinstance(trainer.hidden, Compiled):
-        compiling = max(0.0, first - statistics.median(times))
-        forget()
+    compiling = max(0.0, first - statistics.median(times)) if trainer.compiles else 0.0
     return count(family, config, recipe, shape), works, compiling
 
 

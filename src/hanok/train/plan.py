@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from hanok import report
@@ -26,6 +27,7 @@ from hanok.train.expected import LAW, Law, Text, expected_bits, is_recurrent
 from hanok.train.measure import Cost, Machine, Shape, count, count_one, state_bytes
 from hanok.train.optim import optimizers, outside
 from hanok.train.recipe import Recipe, TrainRecipe
+from hanok.train.trainer import precision
 
 WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
 ASPECTS = (24, 32, 48, 64)
@@ -115,19 +117,19 @@ CONTEXT, GPU_FRAGMENTS = 600e6, 1.06
 """The same two of an H100."""
 
 
-def memory(machine: Machine, cost: Cost, n_weights: int, text: Text, logits: int, in_bf16: bool = False) -> float:
-    """The largest resident memory of the run's process; on a GPU, of the device, where a chunk of the loss has so many `logits`. What is alive beside
-    weights, gradients and optimizer is half as large in bf16, as it was on the H100."""
+def memory(machine: Machine, cost: Cost, n_weights: int, text: Text, loss: float = 0.0, in_bf16: bool = False) -> float:
+    """The largest resident memory of the run's process. On a GPU, of the device: a chunk of the `loss` has so many bytes there, and what is alive
+    beside weights, gradients and optimizer takes half as many in bf16, as it did on the H100."""
     if machine.device == "cuda":
-        standing = LEAST_BYTES * n_weights
-        return CONTEXT + GPU_FRAGMENTS * (standing + max(0.0, cost.peak - standing) / (2 if in_bf16 else 1) + (4 if in_bf16 else 8) * logits)
+        return CONTEXT + GPU_FRAGMENTS * (cost.standing + max(0.0, cost.peak - cost.standing) / (2 if in_bf16 else 1) + loss)
     tensors = FRAGMENTS * cost.peak + 4 * n_weights                                   # gradients come and go between others
     return STARTED + tensors + machine.resident + TEXTS * text.held
 
 
-def logits_of(shape: Shape, vocab_size: int) -> int:
-    """Of a chunk on a GPU."""
-    return min(shape.n_rows * shape.seq_len, chunk_tokens(vocab_size, on_gpu=True)) * vocab_size
+def loss_bytes(shape: Shape, vocab_size: int, compiled: bool, in_bf16: bool) -> float:
+    """Of a chunk on a GPU: logits and their gradient, and without a compiler the log-probabilities in fp32 with what they are made of."""
+    logits = min(shape.n_rows * shape.seq_len, chunk_tokens(vocab_size, on_gpu=True)) * vocab_size
+    return logits * (2 * (2 if in_bf16 else 4) + (0 if compiled else 8))
 
 
 def disk(recipe: Recipe, config: Any, text: Text, steps: int) -> float:
@@ -169,8 +171,8 @@ def plan_of(recipe: Recipe, machine: Machine, text: Text, law: Law = LAW, steps:
     n, inner = weights_of(family.name, config)
     length, tokens = text.bytes_per_token(config.vocab_size), steps * per_update
     bits = expected_bits(law, inner, tokens * length, text.n_bytes, per_update, config.vocab_size, text.zlib)
-    in_bf16 = told.precision == "bf16" or told.precision == "auto" and not is_recurrent(family.name)
-    held = memory(machine, cost, n, text, logits_of(shape, config.vocab_size), in_bf16)
+    in_bf16 = machine.device == "cuda" and precision(told.precision, empty_model(family, config), torch.device("cuda")) == "bf16"
+    held = memory(machine, cost, n, text, loss_bytes(shape, config.vocab_size, told.compile != "off" and told.parallel != "fsdp", in_bf16), in_bf16)
     return Plan(recipe, n, tokens, steps, step_seconds, held, disk(recipe, config, text, steps),
                 tokens * length / text.n_bytes, bits, bits * law.spread, machine.begin if step_seconds else 0.0)
 
@@ -266,7 +268,7 @@ def roughly_fits(recipe: Recipe, machine: Machine, text: Text, free_disk: float)
     numbers = sum(part.in_features + part.out_features for part in model.modules() if isinstance(part, nn.Linear))
     numbers += sum(part.num_layers * 20 * part.hidden_size for part in model.modules() if isinstance(part, nn.RNNBase))
     alive = Cost(peak=4.0 * (6 * n + 3 * tokens * numbers + 4 * min(tokens, chunk_tokens(config.vocab_size)) * config.vocab_size))
-    held = memory(machine, alive, n, text, logits_of(shape, config.vocab_size))
+    held = memory(machine, alive, n, text, loss_bytes(shape, config.vocab_size, compiled=False, in_bf16=False))
     return held <= machine.memory and disk(recipe, config, text, recipe.train.steps) <= free_disk
 
 

@@ -21,7 +21,7 @@ from hanok.nn.recurrent import GRUCell, LSTMCell
 from hanok.runtime import deterministic
 from hanok.train import snapshot
 from hanok.train.carry import Carry
-from hanok.train.compiled import Compiled, Hidden, gradient_of, hidden_of
+from hanok.train.compiled import Compiled, Hidden, forget, gradient_of, hidden_of
 from hanok.train.distributed import ALONE, Ranks, is_sharded, local
 from hanok.train.ema import Average
 from hanok.train.guard import DivergedError, Guard
@@ -58,6 +58,8 @@ class Trainer:
         self.optimizers, self.batches, self.recipe, self.device = list(optimizers), batches, recipe, torch.device(device)
         self.hidden = hidden or hidden_of(model, recipe.compile, self.device)
         self.gradient = gradient_of(model, recipe.compile, self.device)
+        if self.compiles:
+            forget()
         self.parameters = list(model.parameters())                                    # asking a model takes as long as a small matrix product
         self.average = Average(model, recipe.ema_decay) if recipe.ema_decay else None
         self.guard, self.ranks, self.sharded = Guard(recipe), ranks, is_sharded(self.parameters)
@@ -65,6 +67,11 @@ class Trainer:
         self.chunk_size = chunk_tokens(vocab_size, on_gpu=self.device.type == "cuda")
         self.n_steps, self.n_tokens, self.seconds = 0, 0, 0.0
         self.shares: list[float] = []                    # of the peak rates, an update, where the clock decides: nothing else can tell them again
+
+    @property
+    def compiles(self) -> bool:
+        """Whether the first update waits for a compiler."""
+        return isinstance(self.hidden, Compiled) or isinstance(self.gradient, Compiled)
 
     @property
     def progress(self) -> float:
