@@ -20,6 +20,8 @@ from hanok.nn.layers import MLP
 from hanok.nn.masks import Causal, frame_of, span_of
 from hanok.nn.position import Position
 from hanok.nn.recurrent import GRUCell, LSTMCell
+from hanok.train.measure import Shape, count_one
+from hanok.train.recipe import TrainRecipe
 from zoo import BY_NAME, D, H, L, V
 
 T = 7
@@ -229,6 +231,18 @@ def test_an_rnn_takes_one_step_after_the_other():
     assert not torch.allclose(rnn.step(ids[:, -1:], state), rnn.step(ids[:, -1:], fresh), atol=1e-3)
     q, k, v = torch.randn(3, 1, H, T, 8).unbind()
     assert torch.allclose(attend(q[:, :, -1:], k, v), attend(q, k, v)[:, :, -1:], atol=1e-6)
+
+
+def test_an_rnns_chain_grows_with_the_text_and_a_transformers_does_not():
+    """Kernels that an update starts one after the other, as a plan counts them: all positions of a Transformer are in each of them."""
+    def started(name: str, seq_len: int) -> float:
+        family = catalog.family(name)
+        config = replace(family.presets["tiny"], vocab_size=512, max_seq_len=256)
+        return count_one(family, config, TrainRecipe(optimizer="adamw"), Shape(4, seq_len), mixed=False).kernels
+
+    assert started("gpt", 256) == started("gpt", 64)
+    for name in ("rnn", "gru"):
+        assert started(name, 256) > 3 * started(name, 64)
 
 
 def test_without_attention_one_vector_holds_the_whole_source():
