@@ -5,7 +5,6 @@ N tokens, D d_model, V vocabulary.
 from __future__ import annotations
 
 import weakref
-from functools import partial
 
 import pytest
 import torch
@@ -16,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from hanok.contracts import IGNORE_INDEX
 from hanok.nn.layers import ScaledHead
-from hanok.nn.loss import ByTiles, chunk_tokens, even_parts, for_compilers, loss_and_gradient, token_cross_entropy
+from hanok.nn.loss import LEAST_ROWS, TILE, ByTiles, chunk_tokens, even_parts, for_compilers, loss_and_gradient, token_cross_entropy
 
 B, T, D, V = 3, 7, 6, 19
 
@@ -78,8 +77,8 @@ def test_the_gradient_at_the_logits_is_autograds_and_nothing_at_spare_columns(to
     torch.manual_seed(0)
     logits, targets = (7 * torch.randn(9, V + spare)).requires_grad_(), torch.randint(V, (9,))
     expected = whole_with_extras(logits[:, :V][None], targets[None], nn.Identity(), smoothing, z)
-    total, gradient = told(smoothing, z, targets, logits.detach().clone(), V)
-    torch.testing.assert_close(total, expected)
+    losses, gradient = told(smoothing, z, targets, logits.detach().clone(), V)
+    torch.testing.assert_close(losses.sum(), expected)
     torch.testing.assert_close(gradient, torch.autograd.grad(expected, logits)[0], atol=1e-5, rtol=1e-4)
     half = told(smoothing, z, targets, logits.detach().bfloat16(), V)
     assert half[0].dtype == torch.float32 and half[1].dtype == torch.bfloat16 and half[1].shape == logits.shape
@@ -94,12 +93,36 @@ def test_tiles_are_a_plain_matrix(biased, dtype):
     weights = list(head.parameters())
     expected = whole(x[None], targets[None], head)
     way, d_x = ByTiles(head, weights, dtype), torch.empty_like(x)
-    total = sum(way.chunk(x[rows].detach(), d_x[rows], partial(loss_and_gradient, 0.0, 0.0, targets[rows])) for rows in (slice(0, 5), slice(5, 12)))
+    shapes: list[torch.Size] = []
+
+    def of(targets, logits, n_classes):
+        shapes.append(logits.shape)
+        return loss_and_gradient(0.0, 0.0, targets, logits, n_classes)
+
+    assert way.size(12, 40, 5) == LEAST_ROWS                                          # whatever is asked of these 40
+    total = sum(way.chunk(x[rows].detach(), targets[rows], d_x[rows], of) for rows in (slice(0, 5), slice(5, 12)))
+    assert shapes == [(LEAST_ROWS, TILE)] * 2
     near = {"atol": 1e-5, "rtol": 1e-4} if dtype == torch.float32 else {"atol": 0.03, "rtol": 0.03}
     torch.testing.assert_close(total, expected, **near)
     for got, truth in zip([d_x, *way.gradients()], torch.autograd.grad(expected, [x, *weights])):
         assert got.dtype == torch.float32
         torch.testing.assert_close(got, truth, **near)
+
+
+def test_tiles_meet_few_sizes():
+    """At most seven, whatever is asked of a batch: torch.compile's limit is eight."""
+    way = ByTiles(nn.Linear(4, 8, bias=False), [torch.randn(8, 4)], torch.float32)
+    size, seen = way.size(1, 16384, 2670), set()
+
+    def of(targets, logits, n_classes):
+        seen.add(len(logits))
+        return logits[:, 0], logits
+
+    assert size == 2560
+    for n in range(1, size + 1, 37):
+        way.chunk(torch.randn(n, 4), torch.zeros(n, dtype=torch.long), torch.empty(n, 4), of)
+    assert seen == {512, 1024, 2048, 2560}
+    assert len({min(512 * 2 ** k, 16384) for k in range(20)}) <= 7
 
 
 @pytest.mark.parametrize(("n", "most", "size"), [(0, 4, 4), (3, 4, 3), (8, 4, 4), (9, 4, 3), (1024, 333, 256), (16384, 2670, 2341)])
@@ -302,7 +325,7 @@ def test_a_chunk_is_about_64_mib(vocab_size, expected):
 
 
 def test_a_gpu_has_larger_ones():
-    assert [chunk_tokens(n, on_gpu=True) for n in (97, 50_257, 10 ** 7)] == [16384, 2670, 64]
+    assert [chunk_tokens(n, on_gpu=True) for n in (97, 50_257, 10 ** 7)] == [16384, 2670, LEAST_ROWS]
 
 
 def test_a_matrix_on_a_cpu_takes_the_fast_product_and_sums_in_place():

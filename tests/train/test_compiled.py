@@ -13,9 +13,12 @@ from hanok.contracts import Batch
 from hanok.errors import RequestError
 from hanok.nn.loss import for_compilers, loss_and_gradient
 from hanok.train.compiled import Compiled, compiled, fix_sizes, gradient_of, hidden_of
+from hanok.train.distributed import Ranks
 from hanok.train.optim import optimizers
+from hanok.train.pretrain import begin
 from hanok.train.recipe import TrainRecipe
 from hanok.train.trainer import Trainer
+from ranks import do, recipe_of, write_text
 from tiny import CONFIG, model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")      # of torch's compiler
@@ -82,6 +85,29 @@ def test_a_compiled_embedding_learns_what_it_learns_uncompiled_to_the_bit_each_t
         assert all(torch.equal(gradient(fast), gradient(plain)) for _ in range(20))
     finally:
         torch.set_num_threads(n_threads)
+
+
+@pytest.mark.conformance                                                             # a minute
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler on CPUs")
+def test_compiled_some_updates_and_the_rest_are_all_updates_to_the_bit(tmp_path):
+    """Packed rows, on two threads."""
+    text = write_text(tmp_path)
+    told = {"kind": "qwen3", "settings": ["model.sizes.dropout=0.1", "train.compile=on", "data.seq_len=200"]}
+    n_threads, alone = torch.get_num_threads(), Ranks(device=torch.device("cpu"))
+    torch.set_num_threads(2)
+    try:
+        whole = do({**told, "out": str(tmp_path / "whole")}, text, alone)["losses"]
+        first = do({**told, "out": str(tmp_path / "cut"), "stop": 7}, text, alone)["losses"]
+        assert first + do({"out": str(tmp_path / "cut"), "resume": True}, text, alone)["losses"] == whole
+    finally:
+        torch.set_num_threads(n_threads)
+    assert (tmp_path / "cut" / "model.safetensors").read_bytes() == (tmp_path / "whole" / "model.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(("kind", "mode", "plain"), [("t5", "auto", True), ("t5", "on", False), ("gpt2", "auto", False)])
+def test_pairs_are_compiled_only_for_who_asks(kind, mode, plain, tmp_path):
+    made = begin(recipe_of(kind, write_text(tmp_path), [f"train.compile={mode}"]), tmp_path / "run", ranks=Ranks(device=torch.device("cpu")))
+    assert (made.prepared.hidden_of(made.model) == made.model.hidden) == plain
 
 
 @pytest.mark.conformance                                                             # half a minute

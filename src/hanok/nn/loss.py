@@ -17,31 +17,34 @@ from torch.autograd.function import once_differentiable
 from hanok.contracts import IGNORE_INDEX
 from hanok.nn import one_dnn
 
-Chunk = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-"""(n,W) logits, of which the first V are a vocabulary's -> their summed loss, and its gradient at all W: nothing at the others."""
+Chunk = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""(n,) targets and (n,W) logits, of which the first V are a vocabulary's -> (n,) losses, and their gradient at all W: nothing at the others."""
 Gradient = Callable[[float, float, Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""The same of any smoothing, z-loss and (n,) targets."""
+"""The same of any smoothing and z-loss."""
 TILE = 64
 """A head's rows come in a multiple of this on a GPU: products with 50,257 of them ran at an eighth of an H100's rate."""
+LEAST_ROWS = 512
+"""Tokens of the smallest chunk there. A chunk is as large as the batch's others, or this times a power of two: a compiler meets few sizes, and always
+the same ones, whatever a run began with."""
 
 
 def loss_and_gradient(smoothing: float, z_loss: float, targets: Tensor, logits: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
-    """The summed loss of (n,V) logits and its gradient there: p (1 + 2 z log Z) - (1-s) onehot - s/V. Spare columns get nothing."""
+    """The losses of (n,V) logits and their gradient there: p (1 + 2 z log Z) - (1-s) onehot - s/V. Spare columns get nothing."""
     log_p = logits[:, :n_classes].log_softmax(-1, dtype=torch.float32)
     index, even, spare = targets[:, None], smoothing / n_classes, logits.size(-1) - n_classes
     chosen = log_p.gather(1, index)                                                   # (n,1)
-    total = (smoothing - 1) * chosen.sum()
+    losses = (smoothing - 1) * chosen
     if smoothing:
-        total -= even * log_p.sum()
+        losses -= even * log_p.sum(-1, keepdim=True)
     gradient = log_p.exp_()
     if z_loss:
         log_z = logits.gather(1, index) - chosen
-        total += z_loss * log_z.square().sum()
+        losses += z_loss * log_z.square()
         gradient *= 1 + 2 * z_loss * log_z
     if smoothing:
         gradient -= even
     gradient = gradient.scatter_add_(1, index, torch.full_like(chosen, smoothing - 1)).to(logits.dtype)
-    return total, F.pad(gradient, (0, spare)) if spare else gradient
+    return losses.squeeze(1), F.pad(gradient, (0, spare)) if spare else gradient
 
 
 def for_compilers(smoothing: float, z_loss: float, targets: Tensor, logits: Tensor, n_classes: int) -> tuple[Tensor, Tensor]:
@@ -50,15 +53,15 @@ def for_compilers(smoothing: float, z_loss: float, targets: Tensor, logits: Tens
     real, even = columns < n_classes, smoothing / n_classes
     x = logits.float().masked_fill(~real, float("-inf"))
     log_z = x.logsumexp(-1, keepdim=True)                                             # (n,1)
-    total = (smoothing - 1) * (x.gather(1, targets[:, None]) - log_z).sum()
+    losses = (smoothing - 1) * (x.gather(1, targets[:, None]) - log_z)
     gradient = (x - log_z).exp()
     if smoothing:
-        total = total - even * (x - log_z).masked_fill(~real, 0.0).sum()
+        losses = losses - even * (x - log_z).masked_fill(~real, 0.0).sum(-1, keepdim=True)
     if z_loss:
-        total = total + z_loss * log_z.square().sum()
+        losses = losses + z_loss * log_z.square()
         gradient = gradient * (1 + 2 * z_loss * log_z)
     gradient = gradient + (columns == targets[:, None]) * (smoothing - 1)
-    return total, (gradient - even * real if smoothing else gradient).to(logits.dtype)
+    return losses.squeeze(1), (gradient - even * real if smoothing else gradient).to(logits.dtype)
 
 
 # ---- the ways through a head -------------------------------------------------------------------------------------
@@ -69,18 +72,22 @@ class ByAutograd:
         self.head, self.weights = head, weights
         self.sums: list[Tensor | None] = [None] * len(weights)                        # of the chunks' gradients; None: frozen, or none yet
 
-    def chunk(self, part: Tensor, d_part: Tensor, of: Chunk) -> Tensor:
-        """(n,D) hidden vectors -> their loss. The gradient there is written into `d_part`, that of the head is added up."""
+    def size(self, n_asked: int, n_tokens: int, most: int) -> int:
+        """Tokens of a chunk, where so many of so many are asked and a chunk may have `most`."""
+        return even_parts(n_asked, most)
+
+    def chunk(self, part: Tensor, target: Tensor, d_part: Tensor, of: Chunk) -> Tensor:
+        """(n,D) hidden vectors, (n,) targets -> their loss. The gradient there is written into `d_part`, that of the head is added up."""
         with torch.enable_grad():
             leaf = part.detach().requires_grad_()
             logits = self.head(leaf)
-        loss, d_logits = of(logits.detach(), logits.size(-1))
+        losses, d_logits = of(target, logits.detach(), logits.size(-1))
         trained = [i for i, w in enumerate(self.weights) if w.requires_grad]
         d_leaf, *new = torch.autograd.grad(logits, [leaf, *(self.weights[i] for i in trained)], d_logits)
         d_part.copy_(d_leaf)
         for i, more in zip(trained, new):
             self.add(i, more)
-        return loss
+        return losses.sum()
 
     def add(self, i: int, more: Tensor) -> None:
         kept = self.sums[i]
@@ -94,16 +101,16 @@ class ByAutograd:
 class ByProducts(ByAutograd):
     """A matrix on a CPU: oneDNN's product, and sums over the chunks that need no room of their own."""
 
-    def chunk(self, part, d_part, of):
+    def chunk(self, part, target, d_part, of):
         weight, bias = self.weights[0], self.weights[1] if len(self.weights) > 1 else None
-        loss, d_logits = of(one_dnn.linear(part, weight.detach(), bias), len(weight))
+        losses, d_logits = of(target, one_dnn.linear(part, weight.detach(), bias), len(weight))
         torch.mm(d_logits, weight, out=d_part)
         if weight.requires_grad:
             kept = self.sums[0]
             self.sums[0] = d_logits.t() @ part if kept is None else kept.addmm_(d_logits.t(), part)
         if bias is not None and bias.requires_grad:
             self.add(1, d_logits.sum(0))
-        return loss
+        return losses.sum()
 
 
 class ByTiles(ByAutograd):
@@ -116,15 +123,24 @@ class ByTiles(ByAutograd):
             told = [F.pad(w, (*[0] * (2 * w.ndim - 1), spare)) for w in told]
         self.weight, self.bias = told[0], told[1] if len(told) > 1 else None
 
-    def chunk(self, part, d_part, of):
-        x = part.to(self.weight.dtype)
-        loss, d_logits = of(F.linear(x, self.weight, self.bias), len(self.weights[0]))
+    def size(self, n_asked, n_tokens, most):
+        self.full = -(-even_parts(n_tokens, most) // LEAST_ROWS) * LEAST_ROWS         # by what the batch holds, not by what is asked this time
+        return self.full
+
+    def chunk(self, part, target, d_part, of):
+        n, rows = len(part), LEAST_ROWS
+        while rows < n:
+            rows *= 2
+        spare = min(rows, self.full) - n
+        x, target = F.pad(part.to(self.weight.dtype), (0, 0, 0, spare)), F.pad(target, (0, spare))
+        losses, d_logits = of(target, F.linear(x, self.weight, self.bias), len(self.weights[0]))
+        x, d_logits = x[:n], d_logits[:n]
         d_part.copy_(d_logits @ self.weight)
         if self.weights[0].requires_grad:
             self.add(0, d_logits.t() @ x)
         if self.bias is not None and self.weights[1].requires_grad:
             self.add(1, d_logits.sum(0, dtype=torch.float32))
-        return loss
+        return losses[:n].sum()
 
     def add(self, i, more):
         kept = self.sums[i]
@@ -149,14 +165,14 @@ def way_through(head: nn.Module, x: Tensor, weights: Sequence[Tensor]) -> ByAuto
 # ---- the loss --------------------------------------------------------------------------------------------------
 class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, hidden: Tensor, targets: Tensor, index: Tensor | None, head: nn.Module, chunk_size: int,
-                of: Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]], *weights: Tensor) -> Tensor:
+    def forward(ctx, hidden: Tensor, targets: Tensor, index: Tensor | None, head: nn.Module, chunk_size: int, plain: Chunk, for_tiles: Chunk,
+                *weights: Tensor) -> Tensor:
         asked = hidden if index is None else hidden[index]                            # (M,D)
         through = way_through(head, asked, weights)
         d_asked, total = torch.empty_like(asked), hidden.new_zeros((), dtype=torch.float32)
-        size = even_parts(len(asked), chunk_size)
+        size, of = through.size(len(asked), len(hidden), chunk_size), for_tiles if isinstance(through, ByTiles) else plain
         for part, target, d_part in zip(asked.split(size), targets.split(size), d_asked.split(size)):
-            total += through.chunk(part, d_part, partial(of, target.clone()))         # a compiler would ask where in its storage a view begins
+            total += through.chunk(part, target, d_part, of)
         d_hidden = d_asked
         if index is not None:
             d_hidden = torch.zeros_like(hidden)
@@ -171,16 +187,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             raise RuntimeError("the gradients of this loss were asked for a second time; they are worked out in the forward and given once")
         kept, ctx.kept = [None if d is None else d.mul_(grads[0]) for d in ctx.kept], []
         d_hidden, *d_weights = kept
-        return d_hidden, *[None] * 5, *d_weights
+        return d_hidden, *[None] * 6, *d_weights
 
 
 def chunk_tokens(vocab_size: int, on_gpu: bool = False) -> int:
     """Tokens whose logits take about 64 MiB in fp32; on a GPU, which starts a kernel as slowly for few numbers as for many, 256 MiB in bf16."""
-    return max(64, min(16384, 2 ** 27 // vocab_size)) if on_gpu else max(64, min(4096, 2 ** 24 // vocab_size))
+    return max(LEAST_ROWS, min(16384, 2 ** 27 // vocab_size)) if on_gpu else max(64, min(4096, 2 ** 24 // vocab_size))
 
 
 def even_parts(n: int, most: int) -> int:
-    """The size of equal parts of n, as few as can be: a small last one takes nearly as long as a full one, and is one shape more to compile for."""
+    """The size of equal parts of n, as few as can be: a small last one takes nearly as long as a full one."""
     return -(-n // -(-n // most)) if n else most
 
 
@@ -190,7 +206,8 @@ def token_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, *, chu
 
     The sum and not the mean, so that micro-batches and ranks add up to what one batch would have given. `label_smoothing` spreads that share of each
     target over the vocabulary (arXiv:1512.00567, 7); `z_loss` times (log Z)^2 is added (PaLM, arXiv:2204.02311, 5). Who has counted the targets
-    already says so (`n_targets`), and nothing waits for a device. `gradient` is what stands for `loss_and_gradient`: `for_compilers`, compiled.
+    already says so (`n_targets`), and nothing waits for a device. `gradient` stands for `loss_and_gradient` where chunks come in few sizes:
+    `for_compilers`, compiled.
     """
     flat, wanted = hidden.flatten(0, -2), targets.flatten()
     is_asked = wanted != IGNORE_INDEX
@@ -200,7 +217,8 @@ def token_cross_entropy(hidden: Tensor, targets: Tensor, head: nn.Module, *, chu
         wanted = wanted[index]
     weights = list(head.parameters())
     if torch.is_grad_enabled() and (hidden.requires_grad or any(w.requires_grad for w in weights)):
-        return _ChunkedCrossEntropy.apply(flat, wanted, index, head, chunk_size, partial(gradient, label_smoothing, z_loss), *weights), n
+        plain, for_tiles = (partial(told, label_smoothing, z_loss) for told in (loss_and_gradient, gradient))
+        return _ChunkedCrossEntropy.apply(flat, wanted, index, head, chunk_size, plain, for_tiles, *weights), n
     total = hidden.new_zeros((), dtype=torch.float32)
     for part, target in zip((flat if index is None else flat[index]).split(chunk_size), wanted.split(chunk_size)):
         logits = head(part).float()

@@ -50,8 +50,7 @@ class Compiled:
             if self.fast is None:
                 self.fast = compiled(self.told)
             for arg in args:
-                if isinstance(arg, Batch):
-                    fix_sizes(arg)
+                fix_sizes(arg)
             return self.fast(*args)
         except HanokError:
             raise
@@ -94,13 +93,16 @@ def keep_embeddings_whole() -> None:
         return
 
 
-def fix_sizes(batch: Batch) -> None:
-    """Packed rows are of one length in all batches. Another one, of a model that was compiled before, is no reason to compile for any length: that is
-    slower, and flex attention's blocks (torch 2.11) fail under it."""
-    if batch.document_ids is not None:
-        for field in fields(batch):
-            if (tensor := getattr(batch, field.name)) is not None:
-                torch._dynamo.mark_static(tensor)
+def fix_sizes(told: Any) -> None:
+    """Packed rows are of one length in all batches, and a chunk of the loss has one of few sizes. That another one came before is no reason to
+    compile for any: that is slower, flex attention's blocks (torch 2.11) fail under it, and a run that goes on would add in another order."""
+    if isinstance(told, Batch):
+        parts = [getattr(told, field.name) for field in fields(told)] if told.document_ids is not None else []
+    else:
+        parts = [told]
+    for tensor in parts:
+        if isinstance(tensor, Tensor):
+            torch._dynamo.mark_static(tensor)
 
 
 def forget() -> None:

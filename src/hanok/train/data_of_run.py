@@ -98,9 +98,16 @@ class RunData:
         objective, n_tokens = self._of_rows()
         return windows(self.validation, n_tokens, most, objective=objective, ahead=int(self.objective == "causal"), **told)
 
-    def hidden_of(self, model: nn.Module) -> Carry | None:
-        """What a trainer reads with in place of model.hidden: for recurrent language models what carries their state."""
-        return Carry(model, self.recipe.train.grad_accum_steps) if self.recurrent else None
+    def hidden_of(self, model: Any) -> Any:
+        """What a trainer reads with: for recurrent language models what carries their state, for encoder-decoders model.hidden as it is; None: as it
+        chooses.
+
+        Pairs differ in length. Once a compiler has seen that lengths vary, it makes other kernels than for one length, with which a run that goes on
+        would begin. Who sets train.compile = "on" takes that.
+        """
+        if self.recurrent:
+            return Carry(model, self.recipe.train.grad_accum_steps)
+        return model.hidden if self.family.kind == "encoder-decoder" and self.recipe.train.compile == "auto" else None
 
     def reader_of(self, model: nn.Module) -> Any:
         """What the windows are read with: the model, or one that carries a new state."""

@@ -89,7 +89,7 @@ class TrainRecipe:
     ema_decay: float = 0.0                               # share of the old that stays in the averaged weights, an update; 0: none are kept
     spike_factor: float = 0.0                            # spreads above the last losses' median that are a spike; 0: only NaN and infinity count
     on_spike: Literal["stop", "rollback"] = "stop"       # what a NaN or a spike does; rollback: on from the last checkpoint, past the batch
-    compile: Literal["auto", "on", "off"] = "auto"       # torch.compile; auto: on a GPU; fsdp: off
+    compile: Literal["auto", "on", "off"] = "auto"       # torch.compile; auto: on a GPU, for rows of one length; fsdp: off
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # of forward and backward (weights stay fp32); auto: bf16 on a GPU that has it, else fp32
     parallel: Literal["ddp", "fsdp"] = "ddp"             # on several devices: whole weights on each, or (FSDP2) a part of them
     eval_every: int = 200                                # updates between evaluations
