@@ -122,7 +122,11 @@ def test_tiles_meet_few_sizes():
     for n in range(1, size + 1, 37):
         way.chunk(torch.randn(n, 4), torch.zeros(n, dtype=torch.long), torch.empty(n, 4), of)
     assert seen == {512, 1024, 2048, 2560}
-    assert len({min(512 * 2 ** k, 16384) for k in range(20)}) <= 7
+    seen.clear()
+    assert way.size(1, 16384, 16384) == 16384
+    for n in range(1, 16385, 251):
+        way.chunk(torch.randn(n, 4), torch.zeros(n, dtype=torch.long), torch.empty(n, 4), of)
+    assert len(seen) == 6
 
 
 @pytest.mark.parametrize(("n", "most", "size"), [(0, 4, 4), (3, 4, 3), (8, 4, 4), (9, 4, 3), (1024, 333, 256), (16384, 2670, 2341)])
