@@ -33,7 +33,7 @@ def hidden_of(model: Any, mode: Mode, device: torch.device) -> Hidden:
 
 
 def gradient_of(model: Any, mode: Mode, device: torch.device) -> Gradient:
-    """The loss's gradient at the logits: compiled beside a compiled model on a GPU. CPUs are as fast without."""
+    """The loss's gradient at the logits: compiled beside a compiled model on a GPU; on CPUs the plain one, which works in place."""
     return Compiled(for_compilers, loss_and_gradient) if device.type == "cuda" and wanted(model, mode, device) else loss_and_gradient
 
 
