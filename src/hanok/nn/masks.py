@@ -16,6 +16,9 @@ from torch import Tensor
 from hanok.contracts import Batch
 from hanok.nn.position import Position
 
+BLOCK = 128
+"""Queries and keys of a block of flex attention. Shorter rows have nothing to skip, and its kernel for them (torch 2.11) takes only some shapes."""
+
 
 @dataclass(frozen=True)
 class Span:
@@ -146,7 +149,7 @@ class Documents:
 
 @dataclass(frozen=True, eq=False)
 class Blocks:
-    """Rules for flex attention (arXiv:2412.05496): blocks of 128 x 128 in which nobody may look are skipped, and nothing of T x S is held."""
+    """Rules for flex attention (arXiv:2412.05496): blocks of BLOCK x BLOCK in which nobody may look are skipped, and nothing of T x S is held."""
     block_mask: Any                          # torch's BlockMask
     rules: tuple[Rule, ...]
     span: Span
@@ -166,14 +169,14 @@ class Frame:
 
 def frame_of(position: Position, span: Span, rules: tuple[Rule, ...]) -> Frame:
     """Opens the doors, and makes the mask dense only where no fast kernel can take it as a word: alone, causality is one; documents, under a compiler
-    for GPUs, are blocks."""
+    for GPUs, are blocks, where there is more than one."""
     rotation, bias = position.rotation(span.positions), position.bias(span.positions, span.k_positions)
     binding = tuple(rule for rule in rules if not rule.free(span))
     if bias is None and span.fresh:
         if binding == (Causal(),):
             return Frame(rotation, None, is_causal=True)
         packed = [rule.document_ids for rule in binding if isinstance(rule, Documents)]
-        if packed and packed[0].is_cuda and torch.compiler.is_compiling():
+        if packed and packed[0].is_cuda and span.n_queries > BLOCK and torch.compiler.is_compiling():
             return Frame(rotation, blocks(binding, span, packed[0].size(0)))
     if not binding:
         return Frame(rotation, bias)
