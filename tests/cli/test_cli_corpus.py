@@ -94,3 +94,9 @@ def test_the_work_folder_is_no_source(at_work: Shell):
     Path(at_work.cwd / "corpus.building" / "left.txt").write_text("what an earlier build left")
     card = at_work(*arguments, "--json").json()
     assert [source["path"] for source in card["sources"]] == ["text.jsonl", "tok/tokenizer.json"]
+
+
+@pytest.mark.parametrize("option", ["--worker", "-x", "--skipbad"])
+def test_an_option_that_there_is_not_is_no_file(at_work: Shell, option: str):
+    assert f"Unknown option: {option}. A file of that name is ./{option}" in at_work.refused(*BUILT, option)
+    assert "one of the sources is an empty name" in at_work.refused(*BUILT[:2], "", *BUILT[3:])

@@ -38,6 +38,7 @@ USAGE = {
     "a new run by force": ((*PRETRAIN, "--force"), ["--force belongs to --resume"]),
     "no recipe": ((*PRETRAIN, "--recipe", "none.toml"), ["none.toml: there is no such file"]),
     "resume and text": (("pretrain", "{text}", "--resume", "."), ["TEXT and --resume were both given", "leave TEXT out"]),
+    "resume and the seed 0": (("pretrain", "--resume", ".", "--seed", "0"), ["--seed and --resume were both given"]),
     "resume and a recipe": (("pretrain", "--resume", ".", "--recipe", "a.toml"), ["--recipe and --resume were both given"]),
     "preset": ((*PRETRAIN, "--preset", "smal"), ["qwen3 has no preset 'smal'", "did you mean 'small'?"]),
     "set a table": ((*PRETRAIN, "--set", "trian.steps=3"), ["unknown setting 'trian'", "did you mean 'train'?"]),

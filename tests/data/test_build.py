@@ -19,7 +19,7 @@ from hanok.data import build as room
 from hanok.data import dedup, shards, sides, workers
 from hanok.data.build import BuildOptions, build
 from hanok.data.corpus import Corpus, end_of_text_id
-from hanok.data.formats import ReadOptions
+from hanok.data.formats import ReadOptions, Unit
 from hanok.errors import ConfigError, DataError, TokenizerError
 from hanok.text.tokenizer import Tokenizer, train
 
@@ -387,22 +387,41 @@ def test_a_tokenizer_for_other_text_is_refused(texts: list[str], tmp_path: Path)
     korean = write(tmp_path / "t.jsonl", [f"한국어 글 {i} 번째" for i in range(50)])
     with pytest.raises(TokenizerError, match=r"\d\d.\d % of the tokens are unknown to the tokenizer"):
         built(korean, other, tmp_path / "corpus")
+    known = ["these letters are known here", "are known here"] * 60
+    mixed = write(tmp_path / "m.jsonl", [*known, "한국어", *(f"한 {i}" for i in range(9))])
+    with pytest.raises(TokenizerError, match=r"\d.\d % of the tokens are unknown to the tokenizer"):
+        built(mixed, other, tmp_path / "corpus")
+    train("bpe", texts, 400).save(other)
+    built(mixed, other, tmp_path / "corpus")                                          # and nothing of the first stands in the way
+
+
+def test_text_that_a_tokenizer_cannot_spell_is_named(tmp_path: Path):
+    characters = tmp_path / "tokenizer.json"
+    train("characters", ["only these latin letters"], 60).save(characters)
+    some = write(tmp_path / "t.jsonl", ["these letters", "only", "한옥"])
+    with pytest.raises(TokenizerError, match=r"t.jsonl:3: got '한' at character 0"):
+        built(some, characters, tmp_path / "corpus")
 
 
 def test_bad_lines_are_named_or_counted(tokenizer: Path, tmp_path: Path, texts: list[str]):
     bad = write(tmp_path / "t.jsonl", texts[:30])
     bad.write_text(bad.read_text() + "{not json\n")
-    with pytest.raises(DataError, match="t.jsonl.*31"):
+    with pytest.raises(DataError, match="t.jsonl.*31.*; .*corpus.building keeps what was read before, until --fresh"):
         built(bad, tokenizer, tmp_path / "corpus")
+    with pytest.raises(DataError, match=r"no text to build a corpus from.*; 31 were left out, the first of them: .*t.jsonl:1: no key 'zz'"):
+        built(bad, tokenizer, tmp_path / "other", read=ReadOptions(skip_bad=True, text_column="zz"))
     assert built(bad, tokenizer, tmp_path / "corpus", read=ReadOptions(skip_bad=True))["bad"] == 1
 
 
 def test_memory_and_disk_are_looked_at_before_it_starts(source: Path, tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    with pytest.raises(ConfigError, match=r"--memory 64MiB is too little .* give \d+MiB at least"):
+    with pytest.raises(ConfigError, match=r"--memory of 64.0 MiB is too little .* give \d+MiB at least"):
         built(source, tokenizer, tmp_path / "corpus", memory=64 << 20)
+    with monkeypatch.context() as patch, pytest.raises(ConfigError, match=r"give \d{4,}MiB at least"):
+        patch.setattr(room, "find_units", lambda sources: [Unit(f"{i}.txt", "text", Path(f"{i}.txt")) for i in range(500_000)])
+        built(source, tokenizer, tmp_path / "corpus", memory=1 << 30)
     free = type("Usage", (), {"free": 1 << 10})
     monkeypatch.setattr(room.shutil, "disk_usage", lambda path: free)
-    with pytest.raises(DataError, match="GiB are needed for chunks and shards"):
+    with pytest.raises(DataError, match=r"corpus: \d.* MiB are needed for chunks and shards .* and the disk has 1.0 KiB left"):
         built(source, tokenizer, tmp_path / "corpus")
     assert not list(tmp_path.iterdir())
     with pytest.raises(ConfigError, match="--validation 1: expected a share"):

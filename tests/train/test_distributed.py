@@ -277,8 +277,8 @@ def test_a_command_ends_by_a_signal_and_not_behind_its_parent(text, tmp_path):
 
 # ---- who is there
 NOT_THERE = {
-    "no rank": ({"RANK": ""}, ConfigError, "RANK is missing, and WORLD_SIZE says that there are several ranks"),
-    "no word": ({"RANK": "one"}, ConfigError, "RANK is one, and"),
+    "no rank": ({"RANK": ""}, ConfigError, "RANK is missing; a whole number was expected"),
+    "no word": ({"RANK": "one"}, ConfigError, "RANK is one; a whole number"),
     "no port": ({"RANK": "0", "MASTER_PORT": "99999"}, ConfigError, "MASTER_PORT is 99999; expected 1 to 65535"),
     "too many": ({"RANK": "2"}, ConfigError, "RANK is 2, WORLD_SIZE 2, MASTER_ADDR 127.0.0.1; torchrun sets them"),
     "nobody listens": ({"RANK": "1"}, RankError, r"rank 1 of 2 cannot reach rank 0 at 127.0.0.1:\d+ for 1 s, in vain; start all"),
@@ -287,7 +287,7 @@ NOT_THERE = {
 
 
 @pytest.mark.parametrize("what", NOT_THERE)
-def test_a_rank_that_cannot_reach_the_others_says_so(what, monkeypatch):
+def test_a_rank_that_cannot_reach_the_others_says_so(what, monkeypatch, capfd):
     changes, kind, told = NOT_THERE[what]
     port = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False).port        # and is closed at once
     around = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "HANOK_RENDEZVOUS_SECONDS": "1"}
@@ -295,7 +295,7 @@ def test_a_rank_that_cannot_reach_the_others_says_so(what, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(kind, match=told) as error:
         join()
-    assert "\n" not in str(error.value)
+    assert "\n" not in str(error.value) and (what == "nobody comes" or capfd.readouterr().err == "")      # torch's store has pages to say
 
 
 def test_a_port_that_is_taken_is_told_at_once(monkeypatch):

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import replace
 
 import pytest
@@ -169,8 +170,23 @@ def test_a_text_is_told_by_its_files(tmp_path):
     assert told.n_bytes == pytest.approx(0.9 * n_bytes) and told.n_documents == 3 and 0.5 < told.zlib < 8
     assert told.bytes_per_token(1024) > 1 and told.vocab_size is None
     assert unread([str(folder)]).n_bytes == n_bytes == unread([str(path) for path in folder.iterdir()]).held
+    (folder / "0.txt").write_text(8 * (folder / "1.txt").read_text())                 # more than half of all is there twice while it is cut
+    sizes = [path.stat().st_size for path in folder.iterdir()]
+    assert unread([str(folder)]).held == sum(sizes) + max(sizes)
+    texts = [sys.getsizeof(path.read_text()) for path in folder.iterdir()]
+    assert survey({"data": {"sources": (str(folder),)}}).held == pytest.approx(sum(texts) + max(texts), rel=0.05)
+    n_bytes = sum(sizes)
     (folder / "film.mp4").write_bytes(b"\0" * 10 ** 6)                                # what a run would not read counts for nothing
     assert unread([str(folder)]).n_bytes == n_bytes
+
+
+@pytest.mark.parametrize(("encoding", "text"), [("utf-16", "the house stands on a stone\n"), ("cp949", "한옥은 돌 위에 서 있다\n")])
+def test_the_same_text_is_as_much_to_learn_in_any_encoding(encoding, text, tmp_path):
+    told = []
+    for name in ("utf-8", encoding):
+        (tmp_path / f"{name}.txt").write_text("".join(f"{i} {text}" for i in range(3000)), encoding=name)
+        told.append(survey({"data": {"sources": (str(tmp_path / f"{name}.txt"),), "encoding": name}}))
+    assert told[1].n_bytes == pytest.approx(told[0].n_bytes, rel=1e-3) and told[1].held == pytest.approx(told[0].held, rel=1e-3)
 
 
 def test_recurrent_families_are_known_by_what_they_carry():
@@ -240,7 +256,18 @@ def test_a_size_is_met_and_tokens_follow_it(choice):
     assert 2e6 < plan.parameters < 4.5e6 and plan.tokens == pytest.approx(20 * plan.parameters, rel=0.01)
     assert choice.of_size(3e6, 5e6).tokens == pytest.approx(5e6, rel=0.01)
     assert choice.of_size(None, 6e7).parameters == plan.parameters
+    for params in (1, 1e13):
+        with pytest.raises(ConfigError, match="there is no plan: sizes go from .* to .*; choose one between"):
+            choice.of_size(params, 1e6)
+    with pytest.raises(DoesNotFit, match="this run needs at least 7"):                # GiB, twelve bytes for each of 7 milliards
+        choice.of_size(7e9, 1e6)
     assert choice.parameters(128, 3, 2048) == weights_of("qwen3", config_of(choice.recipe(128, 3, 2048, 4, 100, None)))[0]
+
+
+@pytest.mark.parametrize("given", [{"train": {"grad_accum_steps": 3}}, {"data": {"seq_len": 384}}, {"train": {"micro_batch_size": 5}}])
+def test_tokens_are_met_whatever_was_settled(given):
+    plan = Choice(given, LIBRARY, MACHINE).of_size(3e6, 6e7)
+    assert plan.tokens == pytest.approx(6e7, rel=0.01)
 
 
 def test_the_largest_that_a_memory_holds():
@@ -273,6 +300,14 @@ def test_what_is_refused_is_told_what_would_fit_and_that_fits(memory, free, firs
     check(smaller, machine, TEXT, free)
     need, disk = needs(smaller, machine, TEXT)
     assert need <= memory and disk <= free
+
+
+@pytest.mark.parametrize("rows", [15, 12, 7])
+def test_one_row_at_a_time_is_thought_of(rows):
+    one, many = (replace(RECIPE, train=replace(RECIPE.train, micro_batch_size=n, grad_accum_steps=64)) for n in (1, rows))
+    with pytest.raises(DoesNotFit) as refused:
+        check(many, replace(MACHINE, memory=int(1.01 * needs(one, MACHINE, TEXT)[0])), TEXT, 1e12)
+    assert refused.value.settings == ("train.micro_batch_size=1", f"train.grad_accum_steps={64 * rows}")
 
 
 def test_what_fits_is_let_through_and_what_never_will_is_said():

@@ -242,6 +242,14 @@ def test_before_the_first_checkpoint_it_goes_back_to_the_beginning(prepared, tmp
     assert "back to step 0, and on past that batch" in told[0] and made.trainer.n_steps == 14
 
 
+def test_the_clock_does_not_go_back(prepared, tmp_path):
+    made = Pretraining(changed(prepared, on_spike="rollback", checkpoint_every=0, seconds=1000.0), tmp_path / "run")
+    Poison(made, 5)
+    seen: list[float] = []
+    made.run(lambda step: seen.append(step.seconds))
+    assert len(seen) > 14 and seen == sorted(seen)
+
+
 def test_three_times_are_enough(prepared, tmp_path):
     made = Pretraining(changed(prepared, on_spike="rollback"), tmp_path / "run")
     Poison(made, *range(6, 100))

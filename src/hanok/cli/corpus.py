@@ -39,6 +39,10 @@ def build(
     from hanok.data.build import BuildOptions
     from hanok.data.build import build as build_it
     from hanok.data.formats import ReadOptions
+    from hanok.errors import ConfigError
+    for one in source:
+        if one.startswith("-") and one != "-":
+            raise ConfigError(f"Unknown option: {one}. A file of that name is ./{one}")
     options = BuildOptions(ReadOptions(encoding, text_column, skip_bad, max_document), validation, dedup, bytes_of(memory), workers, fresh)
     bars: dict[str, Any] = {}
     try:

@@ -88,7 +88,7 @@ def quantity(told: str, name: str, example: str) -> float:
 def checked(minutes: float) -> float:
     from hanok.errors import ConfigError
     if not 0 < minutes < 1e6:
-        raise ConfigError(f"--minutes {minutes:g}: expected more than 0")
+        raise ConfigError(f"--minutes {minutes:g}: expected more than 0 and less than a million")
     return minutes
 
 

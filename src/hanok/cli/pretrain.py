@@ -117,7 +117,7 @@ def resumed(folder: Path, given: dict[str, Any], steps: int | None, settings: li
     from hanok.errors import ConfigError
     from hanok.train.resume import resume
     for name, value in given.items():
-        if value:
+        if value is not None and value != []:
             raise ConfigError(f"{name} and --resume were both given; a run that goes on knows what it learns from: leave {name} out")
     return resume(folder, [*([] if steps is None else [f"train.steps={steps}"]), *settings], force=force, say=told, ranks=ranks)
 

@@ -35,6 +35,7 @@ from hanok.data.sides import contamination, divide
 from hanok.data.spool import Chunk, Spool, chunk_path
 from hanok.data.workers import CHUNK_LENGTH, Order, Pool, chunks_of, is_written
 from hanok.errors import ConfigError, DataError, TokenizerError
+from hanok.report import size
 from hanok.text.tokenizer import Tokenizer
 
 SEGMENT_BYTES = 2 << 20
@@ -42,8 +43,9 @@ SEGMENT_BYTES = 2 << 20
 FED_BYTES = 8 << 20
 """A unit of more is read by the parent and dealt out in chunks; where reading itself is the work (HEAVY) only if it is the only one."""
 HEAVY = ("wikipedia", "wet", "warc")
-PARENT_BYTES, WORKER_BYTES, READER_BYTES, DATASET_BYTES = 120 << 20, 170 << 20, 100 << 20, 400 << 20
-"""Memory of the parent, of a worker with a small tokenizer, more where sources are packed (Parquet, crawls, dumps), more of a data set's library."""
+PARENT_BYTES, WORKER_BYTES, READER_BYTES, DATASET_BYTES, SOURCE_BYTES = 120 << 20, 170 << 20, 100 << 20, 400 << 20, 2500
+"""Memory of the parent, of a worker with a small tokenizer, more where sources are packed (Parquet, crawls, dumps), more of a data set's library, and
+more of each source in the parent."""
 MOST_UNKNOWN, MOST_UNKNOWN_AT_FIRST = 0.01, 0.1
 """Shares of unknown tokens beyond which a tokenizer is not one for this text: in all of it, in the first chunk."""
 PACKED = {"gz": 4.0, "bz2": 5.0, "zst": 4.0}
@@ -120,8 +122,9 @@ class Build:
         reader = READER_BYTES if kinds - {"text", "jsonl", "csv", "tsv", "stdin", "dataset"} else 0
         worker = WORKER_BYTES + 16 * len(self.tokenizer.json) + 48 * self.options.read.max_document + reader
         parent = PARENT_BYTES + 16 * len(self.tokenizer.json) + 16 * self.options.read.max_document + reader + DATASET_BYTES * ("dataset" in kinds)
+        parent += SOURCE_BYTES * len(self.units)
         if self.options.memory < parent + worker:
-            raise ConfigError(f"--memory {self.options.memory / 2 ** 20:.0f}MiB is too little for these sources and this tokenizer; "
+            raise ConfigError(f"--memory of {size(self.options.memory)} is too little for these sources and this tokenizer; "
                               f"give {-(-(parent + worker) >> 20):d}MiB at least")
         wanted = self.options.workers or os.cpu_count() or 1
         return max(1, min(wanted, (self.options.memory - parent) // worker))
@@ -202,8 +205,8 @@ class Build:
         needed = int(text * (1.0 + 0.6 * self.tokenizer.dtype.itemsize)) + len(self.tokenizer.json) * 2 + (1 << 20)
         free = shutil.disk_usage(self.work).free
         if free < needed:
-            raise DataError(f"{self.out}: {needed / 2 ** 30:.1f} GiB are needed for chunks and shards (estimated from {text / 2 ** 30:.1f} GiB of "
-                            f"text), and the disk has {free / 2 ** 30:.1f} GiB left; free some space, or choose another place")
+            raise DataError(f"{self.out}: {size(needed)} are needed for chunks and shards (estimated from {size(int(text))} of text), "
+                            f"and the disk has {size(free)} left; free some space, or choose another place")
 
     # ---- reading -----------------------------------------------------------------------------------------------
     def read(self, progress: Progress, say: Callable[[str], Any]) -> tuple[Spool, dict[str, Any]]:
@@ -216,12 +219,18 @@ class Build:
             say(f"going on with {self.work}: {len(self.segments) - len(left):,} of {len(self.segments):,} parts of the sources were read")
         if left:
             n_bytes = float(sum(self.units[i].size for number in set(range(len(self.segments))) - set(left) for i in range(*self.segments[number])))
-            with Pool(min(self.n_workers, self.n_workers if any(map(reading.fed, left)) else len(left)), self.told_to_workers()) as pool:
-                for kind, segment, *rest in pool.run(reading.orders(left)):
-                    reading.hear(kind, segment, *rest)
-                    if kind == "chunk":
-                        n_bytes += rest[2]
-                        progress("reading", n_bytes, total)
+            n_workers = self.n_workers if any(map(reading.fed, left)) else min(self.n_workers, len(left))
+            try:
+                with Pool(n_workers, self.told_to_workers()) as pool:
+                    for kind, segment, *rest in pool.run(reading.orders(left)):
+                        reading.hear(kind, segment, *rest)
+                        if kind == "chunk":
+                            n_bytes += rest[2]
+                            progress("reading", n_bytes, total)
+            except DataError as error:
+                if not any((self.work / "spool").iterdir()):
+                    raise
+                raise DataError(f"{error}; {self.work} keeps what was read before, until --fresh") from None
             self.compare(read_json(self.work / "build.json"))       # what was read while it changed is neither the old nor the new
         told = [read_json(reading.told(number)) for number in range(len(self.segments))]
         paths = [chunk_path(self.work / "spool", number, i) for number, one in enumerate(told) for i in range(one["chunks"])]
@@ -231,7 +240,8 @@ class Build:
         self.refuse_unknown(sum(unknown for unknown, _ in counts), sum(tokens for _, tokens in counts), MOST_UNKNOWN)
         hashes = [sha256 for one in told for sha256 in one["sha256"]]
         sources = [{"path": spelled(unit.name), "kind": unit.kind, "bytes": unit.size, "sha256": sha256} for unit, sha256 in zip(self.units, hashes)]
-        return spool, {**{name: sum(one[name] for one in told) for name in ("bad", "split", "empty")}, "sources": sources}
+        why = next((one["why"] for one in told if one.get("why")), "")
+        return spool, {**{name: sum(one[name] for one in told) for name in ("bad", "split", "empty")}, "sources": sources, "why": why}
 
     def refuse_unknown(self, n_unknown: int, n_tokens: int, most: float) -> None:
         """TokenizerError where the tokenizer cannot spell the text."""
@@ -284,13 +294,18 @@ def build(sources: Sequence[str], tokenizer: Path | str, out: Path | str, option
     try:
         if one.n_workers < (wanted := options.workers or os.cpu_count() or 1):
             say(f"{one.n_workers} of {wanted} workers: more do not fit into --memory")
-        spool, tallies = one.read(progress, say)
+        try:
+            spool, tallies = one.read(progress, say)
+        except TokenizerError:                                   # what was read is of no use to another one
+            one.empty()
+            raise
+        why = tallies.pop("why")
         states, n_compared = one.decide(spool, progress)
         try:
             told = divide(spool, states, options.validation)
-        except DataError:                                        # the same call would end here again: there is nothing to go on with
+        except DataError as error:                               # the same call would end here again: there is nothing to go on with
             one.empty()
-            raise
+            raise DataError(f"{error}; {tallies['bad']:,} were left out, the first of them: {why}" if why else str(error)) from None
         if told:
             say(told)
         mixed = contamination(spool, states, one.work, one.n_workers, {**one.told_to_workers(), "tokenizer": None}, progress)

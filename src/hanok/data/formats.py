@@ -49,6 +49,8 @@ def find_units(sources: Sequence[str]) -> list[Unit]:
                 raise DataError(f"{source}: expected dataset:NAME_OR_FOLDER[:CONFIG[:SPLIT]]")
             units.append(Unit(source, "dataset"))
         else:
+            if not source:
+                raise DataError("one of the sources is an empty name; name a file or a folder (. is this one)")
             path = Path(source)
             is_named = not is_folder(path)
             paths = [path] if is_named else walk(path, (*SUFFIXES, *KINDS, ".xml", *(f".{name}" for name in COMPRESSIONS)))

@@ -7,7 +7,7 @@ from __future__ import annotations
 import codecs
 import importlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -48,12 +48,13 @@ class Counts:
     bad: int = 0                             # rows, pages or pieces of text left out because they could not be read
     split: int = 0                           # documents longer than max_document
     empty: int = 0                           # documents of nothing but white space, left out
+    why: str = field(default="", compare=False)                              # the first that is bad, and what is wrong with it
 
     def refuse(self, message: str, options: ReadOptions) -> None:
         """DataError, or with `skip_bad` one more that is bad."""
         if not options.skip_bad:
             raise DataError(f"{message} (--skip-bad leaves it out)")
-        self.bad += 1
+        self.bad, self.why = self.bad + 1, self.why or message
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,9 @@ def write_sides(spool: Spool, states: np.ndarray, work: Path, new: Path, common:
     told: dict[str, Any] = {"chunk": 0, **{side: {"documents": 0, "tokens": 0, "bytes": 0} for side in SIDES}}
     if note.is_file() and all(cut_back(new / side, read_json(note)[side], dtype) for side in SIDES):
         told = read_json(note)
+        for path in new.iterdir():                       # what stands beside the sides is written last, and a kill may have left a part of it
+            if path.is_file():
+                path.unlink()
     else:
         shutil.rmtree(new, ignore_errors=True)
         for side in SIDES:

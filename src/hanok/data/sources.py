@@ -99,7 +99,7 @@ def split(documents: Iterable[Document], fraction: float, seed: int) -> tuple[li
     documents = [document for document in documents if document.text.strip()]
     if not documents:
         raise DataError("there is no text to split into training and validation; give at least one document")
-    keys = [hashlib.sha256(f"{seed}:{document.text}".encode()).hexdigest() for document in documents]
+    keys = [_key(seed, document.text) for document in documents]
     sizes = dict.fromkeys(keys, 0)
     for key, document in zip(keys, documents):
         sizes[key] += len(document.text)
@@ -120,6 +120,14 @@ def split(documents: Iterable[Document], fraction: float, seed: int) -> tuple[li
         else:
             (validation if key in held else train).append(document)
     return train, validation
+
+
+def _key(seed: int, text: str) -> str:
+    """A hash of both; no copy of a text is made that may be as large as memory."""
+    found = hashlib.sha256(f"{seed}:".encode())
+    for at in range(0, len(text), 1 << 20):
+        found.update(text[at:at + (1 << 20)].encode())
+    return found.hexdigest()
 
 
 def _read(files: Sequence[Path], encoding: str) -> Iterator[Document]:

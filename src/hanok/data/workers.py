@@ -95,14 +95,14 @@ class Worker:
         """One chunk, unless it is there."""
         path = chunk_path(self.spool, segment, number)
         if not is_written(path):
-            made = self.documents(texts)
+            made = self.documents(texts, names)
             if os.getppid() != self.parent:              # which was killed; another build may stand in its folder by now
                 raise BrokenPipeError
             write_chunk(path, *made[:2], names, made[2])
         documents = Chunk(path).documents
         self.reply("chunk", segment, number, len(documents), *(int(documents[name].sum()) for name in ("bytes", "tokens", "unknown")))
 
-    def documents(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
+    def documents(self, texts: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray, list[bytes]]:
         """What a chunk holds: its table of documents, tokens, and texts in UTF-8."""
         plain = [text.encode("utf-8", "replace") for text in texts]
         found = np.zeros(len(texts), DOCUMENT)
@@ -114,17 +114,18 @@ class Worker:
         if self.dedup:
             for characters in (False, True):
                 sign(found, plain, np.flatnonzero(found["characters"] == characters), characters)
-        tokens, found["tokens"] = self.encoded([text.decode() for text in plain])
+        tokens, found["tokens"] = self.encoded([text.decode() for text in plain], names)
         if self.unknown_id is not None:
             found["unknown"] = minhash.sums(tokens == self.unknown_id, np.concatenate([[0], np.cumsum(found["tokens"]).astype(np.int64)]))
         return found, tokens, plain
 
-    def encoded(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens of all texts in a row, an end-of-text one behind each that has any, and how many each has."""
+    def encoded(self, texts: Sequence[str], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens of all texts in a row, an end-of-text one behind each that has any, and how many each has. TokenizerError names the text that it
+        cannot spell."""
         assert self.tokenizer is not None
         line, counts = [], np.zeros(len(texts), np.int64)
         for batch in batches(texts):
-            for (row, _, is_last), ids in zip(batch, self.tokenizer.encode_batch([piece for _, piece, _ in batch])):
+            for (row, _, is_last), ids in zip(batch, self.spelled(batch, names)):
                 if is_last and self.end_id is not None and counts[row] + len(ids):
                     ids = [*ids, self.end_id]
                 counts[row] += len(ids)
@@ -133,6 +134,19 @@ class Worker:
         if len(tokens) and tokens.max() >= self.tokenizer.vocab_size:
             raise TokenizerError(f"the tokenizer gave id {tokens.max()}, but its vocab_size is {self.tokenizer.vocab_size}; every id should be below")
         return tokens.astype(self.dtype), counts
+
+    def spelled(self, batch: Sequence[tuple[int, str, bool]], names: Sequence[str]) -> list[list[int]]:
+        """Token ids of each piece of a batch."""
+        assert self.tokenizer is not None
+        try:
+            return self.tokenizer.encode_batch([piece for _, piece, _ in batch])
+        except TokenizerError:
+            for row, piece, _ in batch:
+                try:
+                    self.tokenizer.encode(piece)
+                except TokenizerError as error:
+                    raise TokenizerError(f"{names[row]}: {error}") from None
+            raise
 
     def compare(self, number: int, path: str, rows: bytes) -> None:
         """Which of the held-out n-grams stand in these documents of a chunk."""

@@ -12,6 +12,7 @@ import fcntl
 import os
 import re
 import shutil
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -198,8 +199,10 @@ class Sharded(dict[str, Tensor]):
     def fill(self, into: Mapping[str, Tensor]) -> None:
         """Reads each tensor, or the part of it that lies here, into its place."""
         import torch.distributed.checkpoint as dcp
-        dcp.load({self.stored[name]: tensor for name, tensor in into.items()}, no_dist=self.ranks.n == 1,
-                 storage_reader=dcp.HuggingFaceStorageReader(str(self.path)))
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")          # as it was asked to be
+            dcp.load({self.stored[name]: tensor for name, tensor in into.items()}, no_dist=self.ranks.n == 1,
+                     storage_reader=dcp.HuggingFaceStorageReader(str(self.path)))
 
 
 def write_shards(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any], ranks: Ranks) -> None:

@@ -225,7 +225,7 @@ def plain_texts(recipe: Recipe, say: Say) -> tuple[list[Document], list[Document
     """Training and validation documents."""
     documents = list(read_documents(recipe.data.sources, encoding=recipe.data.encoding))
     train, held_out = split(documents, recipe.data.validation, recipe.train.seed)
-    n_bytes = sum(len(document.text.encode()) for document in documents)
+    n_bytes = sum(len(text) if text.isascii() else len(text.encode()) for text in (document.text for document in documents))
     say(f"read {len(documents):,} documents, {n_bytes / 1e6:.1f} MB; held out {len(held_out):,} for validation")
     return train, held_out
 

@@ -173,7 +173,7 @@ class Choice:
 
     def of_size(self, params: float | None, tokens: float | None, free_disk: float = math.inf) -> Plan:
         """The plan of a model of about so many parameters that learns from so many tokens; each is told by the other where it is not given, at 20
-        tokens a parameter, and where neither is, the largest model that fits is taken. DoesNotFit as `check`."""
+        tokens a parameter, and where neither is, the largest model that fits is taken. ConfigError where no size is near; DoesNotFit as `check`."""
         params = params or (tokens / TOKENS_A_PARAMETER if tokens else None)
         sized = sorted((self.parameters(d, n, v), (d, n, v)) for d, n in self.shapes() for v in self.vocabularies())
         if params is None:
@@ -181,6 +181,9 @@ class Choice:
             found = last_that(able, lambda told: fits(self.sized_plan(told[1], TOKENS_A_PARAMETER * told[0]), self.machine, free_disk))
             sized = [found or sized[0]]
         n, shape = min(sized, key=lambda told: abs(math.log(told[0] / (params or told[0]))))
+        if params and not 0.5 < n / params < 2:
+            raise ConfigError(f"of {report.count(params)} parameters there is no plan: sizes go from {report.count(sized[0][0])} to "
+                              f"{report.count(sized[-1][0])}; choose one between, or all sizes with --set model.sizes.NAME=NUMBER")
         plan = self.sized_plan(shape, tokens or TOKENS_A_PARAMETER * n)
         check(plan.recipe, self.machine, self.text, free_disk)
         return plan
@@ -195,7 +198,8 @@ class Choice:
     def sized_plan(self, shape: tuple[int, int, int], tokens: float) -> Plan:
         """In batches that leave it 2,000 updates or more, where the tokens are enough for that."""
         rows = max([r for r in self.rows() if tokens >= 2000 * r * int(self.seq_len)] or [min(self.rows())])
-        steps = math.ceil(tokens / rows / int(self.seq_len))
+        told = self.recipe(*shape, rows, 1, None).train                               # rows that were given, or that do not go into forwards, differ
+        steps = math.ceil(tokens / (told.micro_batch_size * told.grad_accum_steps * int(self.seq_len)))
         return plan_of(self.recipe(*shape, rows, steps, None), self.machine, self.text, self.law)
 
     def probed(self, memory: int | None = None) -> Choice:

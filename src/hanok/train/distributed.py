@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import socket
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -227,11 +228,13 @@ def join() -> Ranks:
             raise ConfigError(f"rank {rank} is the {local + 1}th of this machine, which has {torch.cuda.device_count()} GPUs; start as many ranks")
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
-    there, wait = f"{address}:{port}", timedelta(seconds=seconds)
+    there, wait, until = f"{address}:{port}", timedelta(seconds=seconds), time.monotonic() + seconds
     advice = "start all of them within that time and check MASTER_ADDR, MASTER_PORT and the firewall (HANOK_RENDEZVOUS_SECONDS waits longer)"
     try:
+        if rank > 0 or runtime.environment("TORCHELASTIC_USE_AGENT_STORE") == "True":
+            wait_for(address, port, until)
         store, _, _ = next(dist.rendezvous("env://", rank, n, timeout=wait))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         if rank == 0 and "listen" in str(error):
             raise RankError(f"rank 0 of {n} cannot listen at {there}: another process does, or it may not; set another MASTER_PORT") from None
         told = "waited for the others" if rank == 0 else "cannot reach rank 0"
@@ -252,13 +255,25 @@ def join() -> Ranks:
     return Ranks(rank, n, device, store)
 
 
+def wait_for(address: str, port: int, until: float) -> None:
+    """Returns when somebody listens there; OSError where nobody does until then. The store that is asked next tells its failures in pages."""
+    while True:
+        try:
+            socket.create_connection((address, port), timeout=max(0.1, until - time.monotonic())).close()
+            return
+        except OSError:
+            if time.monotonic() + 0.1 > until:
+                raise
+            time.sleep(0.1)
+
+
 def number(name: str, default: int | None = None) -> int:
     """A whole number of the environment. ConfigError where it is none."""
     told = runtime.environment(name)
     if not told and default is not None:
         return default
     if not told.isdecimal():
-        raise ConfigError(f"{name} is {told or 'missing'}, and WORLD_SIZE says that there are several ranks; torchrun sets it, and so does --nproc")
+        raise ConfigError(f"{name} is {told or 'missing'}; a whole number was expected, which torchrun sets, and so does --nproc")
     return int(told)
 
 

@@ -6,6 +6,7 @@ The law is that of Hoffmann et al. (arXiv:2203.15556, eq. 10), in bits a byte so
 from __future__ import annotations
 
 import math
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -52,8 +53,10 @@ class Law:
 
 LAW = Law(0.554, 10.6, 0.3076, 60.0, 0.3015, 0.089, 10500.0, 1.889, 0.03, "10 runs of qwen3 on the Python standard library, 0.1M to 3.2M inner "
           "parameters, 0.4M to 4.9M tokens (docs/log.md; benchmarks/law.py)")
-"""The constants, and where they come from. Residuals have a standard deviation of 0.8 %, and with seven later runs, up to ten minutes of a core, 2.1 %
-(3 x 128 after 3,600 updates beat it by 7.9 %); the spread is larger for other texts."""
+"""The constants, and where they come from. Residuals have a standard deviation of 0.8 %, and with seven later runs, up to ten minutes of a core,
+2.1 % (3 x 128 after 3,600 updates beat it by 7.9 %); the spread is larger for other texts."""
+PAIRED = 3
+"""Bytes of memory more for each byte of a file of pairs: short texts are Python's objects for the most part."""
 MOST_MEASURED = 8192
 """Tokens of vocabulary beyond which nothing more is expected of it."""
 HALF_LIFE = 15.4
@@ -111,7 +114,7 @@ class Text:
     zlib: float                              # bits a byte that zlib needs for it
     lengths: tuple[tuple[int, float], ...]   # tokens of a vocabulary -> bytes a token; in between they grow with the vocabulary's logarithm
     vocab_size: int | None = None            # of a tokenizer that is given
-    held: float = 0.0                        # bytes that the run's process reads into memory; none of a built corpus
+    held: float = 0.0                        # bytes of text in the memory of the run's process; none of a built corpus
 
     def bytes_per_token(self, vocab_size: int) -> float:
         (small, short), (large, long) = self.lengths[0], self.lengths[-1]
@@ -144,17 +147,24 @@ def survey(settings: Mapping[str, Mapping[str, Any]]) -> Text:
     plain = "\n".join(sample)
     raw = plain.encode()
     bits = 8 * len(zlib.compress(raw, 9)) / len(raw)
-    kept = n_bytes * (1 - float(data.get("validation", 0.02)))
+    size = len(raw) / max(1, len(plain.encode(data.get("encoding", "utf-8"), "replace")))                   # in UTF-8, of what is a byte in the files
+    kept = n_bytes * size * (1 - float(data.get("validation", 0.02)))
+    held = held_by([path.stat().st_size for path in files]) * size * sum(map(sys.getsizeof, sample)) / len(raw)
     if told.get("path"):
         tokenizer = Tokenizer.load(Path(told["path"]))
-        return Text(kept, len(files), bits, ((tokenizer.vocab_size, length_of(tokenizer, plain)),), tokenizer.vocab_size, n_bytes)
+        return Text(kept, len(files), bits, ((tokenizer.vocab_size, length_of(tokenizer, plain)),), tokenizer.vocab_size, held)
     learned, seen = plain[:len(plain) * 3 // 4], plain[len(plain) * 3 // 4:]
     lengths = []
     for vocab_size in (VOCABULARIES[0], VOCABULARIES[-1]):
         with suppress(HanokError):                                                    # too little text for so many
             tokenizer = train_tokenizer(told.get("kind", "bpe"), [learned], vocab_size)
             lengths.append((tokenizer.vocab_size, length_of(tokenizer, seen)))
-    return Text(kept, len(files), bits, tuple(lengths) or ((VOCABULARIES[0], 2.0),), held=n_bytes)
+    return Text(kept, len(files), bits, tuple(lengths) or ((VOCABULARIES[0], 2.0),), held=held)
+
+
+def held_by(sizes: Sequence[float]) -> float:
+    """Bytes in memory of files of such sizes: one that is more than half of all is there a second time, while it is cut into two sides."""
+    return sum(sizes) + max(x if 2 * x > sum(sizes) else 0.0 for x in sizes)
 
 
 def unread(sources: Sequence[str]) -> Text:
@@ -163,9 +173,9 @@ def unread(sources: Sequence[str]) -> Text:
     if built is not None:
         return of_corpus(built[1], LAW.zlib)
     files = [path for source in map(Path, sources) for path in (walk(source, (*SUFFIXES, *PAIR_SUFFIXES)) if source.is_dir() else [source])]
-    sizes = [path.stat().st_size for path in files if path.is_file()]
-    n_bytes = float(max(1, sum(sizes)))
-    return Text(n_bytes, max(1, len(sizes)), LAW.zlib, LIBRARY.lengths, held=n_bytes)
+    sizes = [path.stat().st_size for path in files if path.is_file()] or [1]
+    in_pairs = sum(path.stat().st_size for path in files if path.is_file() and path.suffix in PAIR_SUFFIXES)
+    return Text(float(max(1, sum(sizes))), len(sizes), LAW.zlib, LIBRARY.lengths, held=held_by(sizes) + PAIRED * in_pairs)
 
 
 def corpus_at(sources: Sequence[str]) -> tuple[Path, Corpus] | None:

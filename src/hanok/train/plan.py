@@ -29,7 +29,7 @@ from hanok.train.optim import optimizers, outside
 from hanok.train.recipe import Recipe, TrainRecipe
 from hanok.train.trainer import precision
 
-WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048)
+WIDTHS = (64, 96, 128, 192, 256, 320, 384, 512, 640, 768, 1024, 1280, 1536, 2048, 2560, 3072, 4096, 5120, 6144, 8192)
 ASPECTS = (24, 32, 48, 64)
 """Width for each layer of a Transformer."""
 
@@ -111,7 +111,7 @@ def weights_of(name: str, config: Any) -> tuple[int, int]:
 LEAST_BYTES = 12
 """A weight, its gradient, and a number of the optimizer's."""
 STARTED, FRAGMENTS, TEXTS = 110e6, 1.18, 1.3
-"""Bytes that kernels' code and buffers take at the first update; what lies idle between live tensors; Python's text for each byte of a file."""
+"""Bytes that kernels' code and buffers take at the first update; what lies idle between live tensors; beside each byte of text that is held."""
 
 CONTEXT, GPU_FRAGMENTS = 600e6, 1.06
 """The same two of an H100."""
@@ -206,7 +206,9 @@ def check(recipe: Recipe, machine: Machine, text: Text, free_disk: float) -> Non
     if need <= machine.memory and on_disk <= free_disk:
         return
     short = need > machine.memory
-    told = (f"this run needs about {report.size(need)} of memory, and there are {report.size(machine.memory)}" if short else
+    floor = machine.resident + LEAST_BYTES * weights_of(recipe.model.family, config_of(recipe, text.vocab_size))[0]
+    about = "at least" if need == floor else "about"
+    told = (f"this run needs {about} {report.size(need)} of memory, and there are {report.size(machine.memory)}" if short else
             f"this run needs about {report.size(on_disk)} of disk, and {report.size(free_disk)} are free")
 
     def holds(settings: Sequence[str]) -> tuple[float, float] | None:
@@ -243,9 +245,8 @@ def last_that(ascending: Sequence[T], holds: Callable[[T], object]) -> T | None:
 def less_at_once(recipe: Recipe) -> Iterator[list[str]]:
     """The same update in smaller forwards."""
     rows, parts = recipe.train.micro_batch_size, recipe.train.grad_accum_steps
-    while rows % 2 == 0:
-        rows, parts = rows // 2, parts * 2
-        yield [f"train.micro_batch_size={rows}", f"train.grad_accum_steps={parts}"]
+    for fewer in (n for n in range(rows - 1, 0, -1) if rows % n == 0):
+        yield [f"train.micro_batch_size={fewer}", f"train.grad_accum_steps={parts * rows // fewer}"]
 
 
 def shrunk(recipe: Recipe, text: Text) -> list[list[str]]:

@@ -286,8 +286,10 @@ class Pretraining:
             self.amend(path, batches=self.saved_batches())                            # it may have been there
             raise DivergedError(f"{error}{often}; what was learned before it is in {path}", error.step, error.batch) from None
         self.n_rollbacks += 1
-        newest = self.run_folder.checkpoints()[-1]
+        newest, seconds = self.run_folder.checkpoints()[-1], self.trainer.seconds
         self.restore(newest)
+        if self.trainer.recipe.seconds:
+            self.trainer.seconds = seconds                                            # the clock does not go back
         self.amend(newest, batches=self.saved_batches(), rollbacks=self.n_rollbacks)
         self.say(f"{error}; back to step {self.trainer.n_steps}, and on past that batch ({self.n_rollbacks} of {MOST_ROLLBACKS})")
 
