@@ -100,3 +100,10 @@ def test_the_work_folder_is_no_source(at_work: Shell):
 def test_an_option_that_there_is_not_is_no_file(at_work: Shell, option: str):
     assert f"Unknown option: {option}. A file of that name is ./{option}" in at_work.refused(*BUILT, option)
     assert "one of the sources is an empty name" in at_work.refused(*BUILT[:2], "", *BUILT[3:])
+
+
+def test_text_that_a_tokenizer_cannot_spell_is_named(at_work: Shell):
+    (at_work.cwd / "few").mkdir()
+    train("characters", ["only these latin letters"], 60).save(at_work.cwd / "few")
+    (at_work.cwd / "text.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in ("these letters", "only", "한옥")))
+    assert "text.jsonl:3: got '한' at character 0" in at_work.refused(*BUILT[:4], "few", *BUILT[5:])

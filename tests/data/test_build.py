@@ -395,14 +395,6 @@ def test_a_tokenizer_for_other_text_is_refused(texts: list[str], tmp_path: Path)
     built(mixed, other, tmp_path / "corpus")                                          # and nothing of the first stands in the way
 
 
-def test_text_that_a_tokenizer_cannot_spell_is_named(tmp_path: Path):
-    characters = tmp_path / "tokenizer.json"
-    train("characters", ["only these latin letters"], 60).save(characters)
-    some = write(tmp_path / "t.jsonl", ["these letters", "only", "한옥"])
-    with pytest.raises(TokenizerError, match=r"t.jsonl:3: got '한' at character 0"):
-        built(some, characters, tmp_path / "corpus")
-
-
 def test_bad_lines_are_named_or_counted(tokenizer: Path, tmp_path: Path, texts: list[str]):
     bad = write(tmp_path / "t.jsonl", texts[:30])
     bad.write_text(bad.read_text() + "{not json\n")
