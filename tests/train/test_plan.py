@@ -23,7 +23,7 @@ from hanok.models.llama import LlamaConfig
 from hanok.nn.loss import chunk_tokens, token_cross_entropy
 from hanok.train.data_of_run import data_of
 from hanok.train.dial import Choice
-from hanok.train.expected import LAW, LIBRARY, Text, expected_bits, is_recurrent, new_bytes, survey, unread
+from hanok.train.expected import LAW, LIBRARY, PAIRED, Text, expected_bits, is_recurrent, new_bytes, survey, unread
 from hanok.train.measure import Cost, Machine, Shape, Tally, count, count_one, fit, probe, run_on_meta
 from hanok.train.optim import optimizers
 from hanok.train.plan import CONTEXT, DoesNotFit, check, config_of, loss_bytes, memory, needs, plan_of, sizes_of, weights_of
@@ -177,7 +177,9 @@ def test_a_text_is_told_by_its_files(tmp_path):
     assert survey({"data": {"sources": (str(folder),)}}).held == pytest.approx(sum(texts) + max(texts), rel=0.05)
     n_bytes = sum(sizes)
     (folder / "film.mp4").write_bytes(b"\0" * 10 ** 6)                                # what a run would not read counts for nothing
+    (folder / "pairs.tsv").write_bytes(b"a\tb\n" * 10 ** 6)
     assert unread([str(folder)]).n_bytes == n_bytes
+    assert unread([str(folder)], paired=True).n_bytes == 4e6 == unread([str(folder)], paired=True).held / PAIRED
 
 
 @pytest.mark.parametrize(("encoding", "text"), [("utf-16", "the house stands on a stone\n"), ("cp949", "한옥은 돌 위에 서 있다\n")])
@@ -261,7 +263,12 @@ def test_a_size_is_met_and_tokens_follow_it(choice):
             choice.of_size(params, 1e6)
     with pytest.raises(DoesNotFit, match="this run needs at least 7"):                # GiB, twelve bytes for each of 7 milliards
         choice.of_size(7e9, 1e6)
-    assert choice.parameters(128, 3, 2048) == weights_of("qwen3", config_of(choice.recipe(128, 3, 2048, 4, 100, None)))[0]
+    assert choice.parameters(128)(3, 2048) == weights_of("qwen3", config_of(choice.recipe(128, 3, 2048, 4, 100, None)))[0]
+
+
+def test_tokens_alone_leave_sizes_that_were_given():
+    given = {"model": {"sizes": {"d_model": 128, "n_layers": 2}}}
+    assert Choice(given, LIBRARY, MACHINE).of_size(None, 1e10).tokens == pytest.approx(1e10, rel=0.01)
 
 
 @pytest.mark.parametrize("given", [{"train": {"grad_accum_steps": 3}}, {"data": {"seq_len": 384}}, {"train": {"micro_batch_size": 5}}])

@@ -122,9 +122,12 @@ def dialled(given: dict[str, dict[str, Any]], minutes: float, out: Path, told: C
 
 def refuse_too_large(recipe: Any, out: Path) -> None:
     """DoesNotFit for a run that memory or disk will not hold, with what would fit."""
+    from hanok.models import catalog
+    from hanok.train.data_of_run import chosen_objective
     from hanok.train.expected import unread
     from hanok.train.measure import here
     from hanok.train.plan import check, free_at, roughly_fits
-    machine, text, free = here(), unread(recipe.data.sources), free_at(out)
+    paired = chosen_objective(recipe, catalog.family(recipe.model.family)) == "seq2seq"
+    machine, text, free = here(), unread(recipe.data.sources, paired), free_at(out)
     if not roughly_fits(recipe, machine, text, free):
         check(recipe, machine, text, free)

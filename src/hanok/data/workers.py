@@ -125,7 +125,7 @@ class Worker:
         assert self.tokenizer is not None
         line, counts = [], np.zeros(len(texts), np.int64)
         for batch in batches(texts):
-            for (row, _, is_last), ids in zip(batch, self.spelled(batch, names)):
+            for (row, _, is_last), ids in zip(batch, self.ids_of(batch, names)):
                 if is_last and self.end_id is not None and counts[row] + len(ids):
                     ids = [*ids, self.end_id]
                 counts[row] += len(ids)
@@ -135,7 +135,7 @@ class Worker:
             raise TokenizerError(f"the tokenizer gave id {tokens.max()}, but its vocab_size is {self.tokenizer.vocab_size}; every id should be below")
         return tokens.astype(self.dtype), counts
 
-    def spelled(self, batch: Sequence[tuple[int, str, bool]], names: Sequence[str]) -> list[list[int]]:
+    def ids_of(self, batch: Sequence[tuple[int, str, bool]], names: Sequence[str]) -> list[list[int]]:
         """Token ids of each piece of a batch."""
         assert self.tokenizer is not None
         try:

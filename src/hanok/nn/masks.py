@@ -193,4 +193,4 @@ def blocks(rules: tuple[Rule, ...], span: Span, n_rows: int) -> Blocks:
     """The rules of a fresh span of so many rows, for flex attention."""
     from torch.nn.attention.flex_attention import and_masks, create_block_mask
     allows = and_masks(*(rule.allows() for rule in rules))
-    return Blocks(create_block_mask(allows, n_rows, None, span.n_queries, span.n_keys, device=span.positions.device), rules, span)
+    return Blocks(create_block_mask(allows, n_rows, None, span.n_queries, span.n_keys, device=span.positions.device, BLOCK_SIZE=BLOCK), rules, span)

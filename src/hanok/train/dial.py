@@ -174,26 +174,27 @@ class Choice:
     def of_size(self, params: float | None, tokens: float | None, free_disk: float = math.inf) -> Plan:
         """The plan of a model of about so many parameters that learns from so many tokens; each is told by the other where it is not given, at 20
         tokens a parameter, and where neither is, the largest model that fits is taken. ConfigError where no size is near; DoesNotFit as `check`."""
-        params = params or (tokens / TOKENS_A_PARAMETER if tokens else None)
-        sized = sorted((self.parameters(d, n, v), (d, n, v)) for d, n in self.shapes() for v in self.vocabularies())
+        asked, params = params, params or (tokens / TOKENS_A_PARAMETER if tokens else None)
+        counts = {d: self.parameters(d) for d in {d for d, _ in self.shapes()}}
+        sized = sorted((counts[d](n, v), (d, n, v)) for d, n in self.shapes() for v in self.vocabularies())
         if params is None:
             able = [told for told in sized if LEAST_BYTES * told[0] < self.machine.memory]
             found = last_that(able, lambda told: fits(self.sized_plan(told[1], TOKENS_A_PARAMETER * told[0]), self.machine, free_disk))
             sized = [found or sized[0]]
         n, shape = min(sized, key=lambda told: abs(math.log(told[0] / (params or told[0]))))
-        if params and not 0.5 < n / params < 2:
-            raise ConfigError(f"of {report.count(params)} parameters there is no plan: sizes go from {report.count(sized[0][0])} to "
+        if asked and not 0.5 < n / asked < 2:
+            raise ConfigError(f"of {report.count(asked)} parameters there is no plan: sizes go from {report.count(sized[0][0])} to "
                               f"{report.count(sized[-1][0])}; choose one between, or all sizes with --set model.sizes.NAME=NUMBER")
         plan = self.sized_plan(shape, tokens or TOKENS_A_PARAMETER * n)
         check(plan.recipe, self.machine, self.text, free_disk)
         return plan
 
-    def parameters(self, d_model: int, layers: int, vocab: int) -> int:
-        """Of a shape: linear in layers and in the vocabulary, so that three small models tell it."""
+    def parameters(self, d_model: int) -> Callable[[int, int], int]:
+        """Those of (layers, vocabulary) at a width: linear in both, so that three small models tell them all."""
         few = self.vocabularies()[0]
         base, deep, wide = (weights_of(self.family.name, config_of(self.recipe(d_model, n, v, ROWS[0], 1000, None), v))[0]
                             for n, v in ((1, few), (2, few), (1, 2 * few)))
-        return base + (layers - 1) * (deep - base) + (vocab - few) * (wide - base) // few
+        return lambda layers, vocab: base + (layers - 1) * (deep - base) + (vocab - few) * (wide - base) // few
 
     def sized_plan(self, shape: tuple[int, int, int], tokens: float) -> Plan:
         """In batches that leave it 2,000 updates or more, where the tokens are enough for that."""

@@ -55,8 +55,8 @@ LAW = Law(0.554, 10.6, 0.3076, 60.0, 0.3015, 0.089, 10500.0, 1.889, 0.03, "10 ru
           "parameters, 0.4M to 4.9M tokens (docs/log.md; benchmarks/law.py)")
 """The constants, and where they come from. Residuals have a standard deviation of 0.8 %, and with seven later runs, up to ten minutes of a core,
 2.1 % (3 x 128 after 3,600 updates beat it by 7.9 %); the spread is larger for other texts."""
-PAIRED = 3
-"""Bytes of memory more for each byte of a file of pairs: short texts are Python's objects for the most part."""
+PAIRED = 5
+"""Bytes of memory for each byte of a file of pairs: short texts are Python's objects for the most part."""
 MOST_MEASURED = 8192
 """Tokens of vocabulary beyond which nothing more is expected of it."""
 HALF_LIFE = 15.4
@@ -137,7 +137,8 @@ def survey(settings: Mapping[str, Mapping[str, Any]]) -> Text:
         raw = tokenizer.decode(corpus.slice(0, min(len(corpus), SAMPLE // 4)).tolist()).encode()
         return of_corpus(corpus, 8 * len(zlib.compress(raw, 9)) / max(1, len(raw)))
     files = find_files(data["sources"])
-    n_bytes = sum(path.stat().st_size for path in files)
+    sizes = [path.stat().st_size for path in files]
+    n_bytes = sum(sizes)
     sample, room, step = [], SAMPLE, max(1, min(len(files), n_bytes // SAMPLE))       # files from all over the text
     for document in read_documents([path for first in range(step) for path in files[first::step]], encoding=data.get("encoding", "utf-8")):
         sample.append(document.text[:max(1, room)])
@@ -147,9 +148,9 @@ def survey(settings: Mapping[str, Mapping[str, Any]]) -> Text:
     plain = "\n".join(sample)
     raw = plain.encode()
     bits = 8 * len(zlib.compress(raw, 9)) / len(raw)
-    size = len(raw) / max(1, len(plain.encode(data.get("encoding", "utf-8"), "replace")))                   # in UTF-8, of what is a byte in the files
-    kept = n_bytes * size * (1 - float(data.get("validation", 0.02)))
-    held = held_by([path.stat().st_size for path in files]) * size * sum(map(sys.getsizeof, sample)) / len(raw)
+    wider = len(raw) / max(1, len(plain.encode(data.get("encoding", "utf-8"), "replace")))                  # in UTF-8 than in the files
+    kept = n_bytes * wider * (1 - float(data.get("validation", 0.02)))
+    held = held_by(sizes) * wider * sum(map(sys.getsizeof, sample)) / len(raw)
     if told.get("path"):
         tokenizer = Tokenizer.load(Path(told["path"]))
         return Text(kept, len(files), bits, ((tokenizer.vocab_size, length_of(tokenizer, plain)),), tokenizer.vocab_size, held)
@@ -167,15 +168,14 @@ def held_by(sizes: Sequence[float]) -> float:
     return sum(sizes) + max(x if 2 * x > sum(sizes) else 0.0 for x in sizes)
 
 
-def unread(sources: Sequence[str]) -> Text:
-    """The text as its files' sizes alone tell it: enough for memory and disk."""
+def unread(sources: Sequence[str], paired: bool = False) -> Text:
+    """The text, or the pairs, as their files' sizes alone tell it: enough for memory and disk."""
     built = corpus_at(sources)
     if built is not None:
         return of_corpus(built[1], LAW.zlib)
-    files = [path for source in map(Path, sources) for path in (walk(source, (*SUFFIXES, *PAIR_SUFFIXES)) if source.is_dir() else [source])]
+    files = [path for source in map(Path, sources) for path in (walk(source, PAIR_SUFFIXES if paired else SUFFIXES) if source.is_dir() else [source])]
     sizes = [path.stat().st_size for path in files if path.is_file()] or [1]
-    in_pairs = sum(path.stat().st_size for path in files if path.is_file() and path.suffix in PAIR_SUFFIXES)
-    return Text(float(max(1, sum(sizes))), len(sizes), LAW.zlib, LIBRARY.lengths, held=held_by(sizes) + PAIRED * in_pairs)
+    return Text(float(max(1, sum(sizes))), len(sizes), LAW.zlib, LIBRARY.lengths, held=PAIRED * sum(sizes) if paired else held_by(sizes))
 
 
 def corpus_at(sources: Sequence[str]) -> tuple[Path, Corpus] | None:

@@ -206,8 +206,8 @@ def check(recipe: Recipe, machine: Machine, text: Text, free_disk: float) -> Non
     if need <= machine.memory and on_disk <= free_disk:
         return
     short = need > machine.memory
-    floor = machine.resident + LEAST_BYTES * weights_of(recipe.model.family, config_of(recipe, text.vocab_size))[0]
-    about = "at least" if need == floor else "about"
+    n = weights_of(recipe.model.family, config_of(recipe, text.vocab_size))[0]
+    about = "at least" if LEAST_BYTES * n > machine.memory else "about"               # `needs` has looked no further then
     told = (f"this run needs {about} {report.size(need)} of memory, and there are {report.size(machine.memory)}" if short else
             f"this run needs about {report.size(on_disk)} of disk, and {report.size(free_disk)} are free")
 
